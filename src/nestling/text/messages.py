@@ -1,0 +1,52 @@
+"""A conversation: a list of ``{"role", "content"}`` turns, as OpenAI and TRL write them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypedDict, cast
+
+from nestling.errors import DataError
+
+Role = Literal["system", "user", "assistant"]
+ROLES = ("system", "user", "assistant")
+
+
+class Message(TypedDict):
+    role: Role
+    content: str
+
+
+def validate_messages(value: Any, where: str) -> list[Message]:
+    """Check untrusted JSON and return it as messages.
+
+    A conversation may open with one system turn; after it user and assistant alternate, user first.
+
+    Raises:
+        DataError: naming ``where`` and the turn (counted from 1) that is wrong.
+    """
+    if not isinstance(value, list) or not value:
+        raise DataError("'messages' must be a non-empty list.", where=where, remedy='Write {"messages": [...]}.')
+    previous: str | None = None
+    for number, turn in enumerate(value, 1):
+        place = f"{where}, turn {number}"
+        if not isinstance(turn, dict):
+            raise DataError(f"a turn must be an object, not {type(turn).__name__}.", where=place)
+        role, content = turn.get("role"), turn.get("content")
+        if role not in ROLES:
+            raise DataError(f"unknown role {role!r}.", where=place, remedy=f"Use one of {', '.join(ROLES)}.")
+        if not isinstance(content, str):
+            raise DataError("'content' must be text.", where=place)
+        expected = {None: ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}
+        if role not in expected[previous]:
+            raise DataError(
+                f"a {role} turn cannot follow {previous or 'nothing'}.",
+                where=place,
+                remedy=f"Expected {' or '.join(expected[previous])}.",
+            )
+        previous = role
+    return cast(list[Message], value)
+
+
+def last_user_text(messages: Sequence[Message]) -> str:
+    """The content of the last user turn, or "" when there is none."""
+    return next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
