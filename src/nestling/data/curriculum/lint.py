@@ -1,0 +1,58 @@
+"""What is doubtful in the content: unfilled slots, templates that leak between splits, unknown checks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from nestling.data.curriculum.generator import items
+from nestling.data.curriculum.schema import SPLITS, Curriculum, Template
+from nestling.errors import DataError
+
+GRAM = 4
+NEAR = 0.5
+_WORDS = re.compile(r"\{?[a-z0-9_']+\}?|[\u4e00-\u9fff]")
+
+
+def normalised(template: Template) -> tuple[str, ...]:
+    """The words of all turns, lower-cased, without punctuation; each Chinese character counts as a word."""
+    return tuple(_WORDS.findall(" ".join(template.turns).lower().replace("’", "'")))
+
+
+def overlap(left: Template, right: Template) -> float:
+    """Shared word 4-grams over those of the shorter template, in [0, 1]; short templates must be equal."""
+    a, b = _grams(normalised(left)), _grams(normalised(right))
+    return len(a & b) / min(len(a), len(b))
+
+
+def _grams(words: tuple[str, ...]) -> set[tuple[str, ...]]:
+    return {words[i : i + GRAM] for i in range(max(1, len(words) - GRAM + 1))}
+
+
+def lint(content: Curriculum) -> Iterator[str]:
+    """One sentence per problem."""
+    for name in content.behaviours:
+        yield from _leaks(name, content)
+        try:
+            for split in SPLITS:
+                items(split, 0, [name], curriculum=content)
+        except DataError as error:
+            yield f"{name}: {error}"
+
+
+def _leaks(name: str, content: Curriculum) -> Iterator[str]:
+    lists = content.templates[name]
+    seen: dict[tuple[str, ...], str] = {}
+    for split in SPLITS:
+        for template in lists[split]:
+            words = normalised(template)
+            if words in seen:
+                yield f"{name}: {template.id} repeats {seen[words]}: {template.turns[-1]!r}"
+            seen.setdefault(words, template.id)
+    for split in ("gate", "test"):
+        for template in lists[split]:
+            for trained in lists["train"]:
+                share = overlap(template, trained)
+                if share >= NEAR and normalised(template) != normalised(trained):
+                    texts = f"{template.turns[-1]!r} / {trained.turns[-1]!r}"
+                    yield f"{name}: {template.id} is near {trained.id} ({share:.0%}): {texts}"
