@@ -1,0 +1,144 @@
+"""Writes that either happened or did not: a temporary file in the same folder, fsync, then one rename."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nestling.errors import WorkspaceError
+
+PARTIAL_SUFFIX = ".partial"
+
+# Temporary files are made private, finished ones get the user's usual mode. The mask can only be read by
+# setting it, which is done once, before there are threads.
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
+
+_PROBLEMS = {
+    errno.ENOSPC: ("the disk is full.", "Free some space and run the same command again."),
+    errno.EDQUOT: ("the disk quota is used up.", "Free some space and run the same command again."),
+    errno.EROFS: ("the file system is read-only.", "Choose a folder on a writable disk."),
+    errno.EACCES: ("permission was denied.", "Choose a folder you may write to, or change its owner."),
+    errno.EPERM: ("permission was denied.", "Choose a folder you may write to, or change its owner."),
+    errno.EEXIST: ("a file stands where a folder is needed.", "Move that file away."),
+    errno.ENOTDIR: ("a file stands where a folder is needed.", "Move that file away."),
+    errno.EIO: ("the disk reported an error.", "Check the disk."),
+}
+
+
+@contextmanager
+def readable_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's write errors (disk full, read-only, denied) into a WorkspaceError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _PROBLEMS:
+            raise
+        what, remedy = _PROBLEMS[error.errno]
+        raise WorkspaceError(f"cannot write: {what}", where=str(path), remedy=remedy) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new names inside ``folder`` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace the file ``path`` by ``data``; missing parent folders are made.
+
+    A reader sees the old content or the new one, also after ``kill -9`` or a power cut.
+
+    Raises:
+        WorkspaceError: when the place cannot be written.
+    """
+    path = Path(path)
+    with readable_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX, dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o666 & ~_UMASK)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file ``path`` by ``text`` in UTF-8. See ``write_bytes``."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace the file ``path`` by ``value`` as indented JSON. See ``write_bytes``."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+@contextmanager
+def new_folder(final_path: Path) -> Iterator[Path]:
+    """Give an empty temporary folder that becomes ``final_path`` when the block ends without an error.
+
+    Every file in it is on disk before the rename, so ``final_path`` is whole whenever it exists. A process
+    that is killed leaves a ``.partial`` folder behind, which ``remove_partials`` clears.
+
+    Raises:
+        WorkspaceError: when ``final_path`` exists already, or the place cannot be written.
+    """
+    final_path = Path(final_path)
+    with readable_errors(final_path):
+        final_path.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_existing(final_path)
+        temporary = Path(
+            tempfile.mkdtemp(prefix=f".{final_path.name}.", suffix=PARTIAL_SUFFIX, dir=final_path.parent)
+        )
+        try:
+            yield temporary
+            _sync_tree(temporary)
+            os.chmod(temporary, 0o777 & ~_UMASK)
+            _refuse_existing(final_path)
+            os.rename(temporary, final_path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        sync_folder(final_path.parent)
+
+
+def remove_partials(folder: Path) -> None:
+    """Delete what killed writers left in ``folder``. Only for the one owner of ``folder``, under its lock."""
+    for left_over in Path(folder).glob(f".*{PARTIAL_SUFFIX}"):
+        if left_over.is_dir():
+            shutil.rmtree(left_over, ignore_errors=True)
+        else:
+            left_over.unlink(missing_ok=True)
+
+
+def _refuse_existing(path: Path) -> None:
+    # os.rename would silently replace an empty folder.
+    if path.exists():
+        raise WorkspaceError("this folder exists already.", where=str(path), remedy="Choose another name.")
+
+
+def _sync_tree(folder: Path) -> None:
+    for root, _, files in os.walk(folder):
+        for name in files:
+            handle = os.open(os.path.join(root, name), os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        sync_folder(Path(root))

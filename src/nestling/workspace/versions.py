@@ -1,0 +1,249 @@
+"""Versions of the assistant: published as whole folders, judged, and one of them pointed at to be served."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nestling.errors import WorkspaceError
+from nestling.workspace import atomic
+from nestling.workspace.locks import Lock
+
+State = Literal["candidate", "accepted", "rejected"]
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
+# "nestling" and "current" mean "the version being served" wherever a version can be named.
+RESERVED_NAMES = ("nestling", "current")
+
+
+def now() -> str:
+    """The time as ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Card(BaseModel):
+    """What is known about a version: ``card.json`` in its folder.
+
+    Attributes:
+        name: the version's name, such as "v2-sft"; filled in by ``publish``.
+        kind: what made it: "base", "sft", "reward_model", "ppo", ...
+        assistant: the name the assistant goes by.
+        parents: versions it was made from.
+        data: SHA-256 of every file or dataset that went in, by name.
+        metrics: figures measured on it.
+        licence: SPDX expression of the weights' licence.
+        state: "candidate" until the gate marks it "accepted" or "rejected".
+        verdict: the gate's words.
+    """
+
+    model_config = ConfigDict(extra="allow")  # a newer release's fields survive a rewrite by this one
+
+    name: str = ""
+    kind: str
+    assistant: str = "Nestling"
+    parents: list[str] = Field(default_factory=list)
+    created: str = Field(default_factory=now)
+    data: dict[str, str] = Field(default_factory=dict)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    licence: str = "Apache-2.0"
+    state: State = "candidate"
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A published version: ``folder`` is a Hugging Face model folder with a ``card.json``."""
+
+    name: str
+    folder: Path
+    card: Card
+
+
+class Turn(BaseModel):
+    """One version's time of being served."""
+
+    version: str
+    since: str
+    reason: str
+
+
+class Pointer(Turn):
+    """``serving.json``: which version is served, and those before it, oldest first."""
+
+    history: list[Turn] = Field(default_factory=list)
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` when it can name a version: short, lower-case, and never a path.
+
+    Raises:
+        WorkspaceError: otherwise.
+    """
+    if not _NAME.fullmatch(name) or name in RESERVED_NAMES:
+        raise WorkspaceError(
+            f"{name!r} cannot be used as a name.",
+            remedy="Use up to 64 of a-z 0-9 . _ - starting with a letter or digit, such as 'v2-sft'"
+            f" ({' and '.join(RESERVED_NAMES)} are taken).",
+        )
+    return name
+
+
+class VersionStore:
+    """The versions of one workspace.
+
+    Args:
+        folder: holds one folder a version.
+        pointer_path: the atomic pointer to the served version; watch its file to notice a promotion.
+    """
+
+    def __init__(self, folder: Path, pointer_path: Path) -> None:
+        self.folder, self.pointer_path = folder, pointer_path
+
+    def publish(self, build: Callable[[Path], object], card: Card, name: str | None = None) -> Version:
+        """Make a version: ``build`` writes the model into the folder it is given, which then appears whole.
+
+        Args:
+            build: writes config, weights and tokenizer into an empty temporary folder.
+            card: what is known; its ``name`` is filled in.
+            name: taken as it is; without one the next free number with the card's kind, as "v3-ppo".
+
+        Raises:
+            WorkspaceError: when ``name`` is taken or impossible, or the folder cannot be written.
+        """
+        with self._lock():
+            if self.folder.exists():
+                atomic.remove_partials(self.folder)
+            name = check_name(name or self.next_name(card.kind))
+            card = card.model_copy(update={"name": name})
+            with atomic.new_folder(self.folder / name) as folder:
+                build(folder)
+                atomic.write_json(folder / "card.json", card.model_dump())
+        return self.get(name)
+
+    def next_name(self, kind: str) -> str:
+        """The name ``publish`` would give: one more than the highest number in use."""
+        numbers = [int(match[1]) for name in self._names() if (match := re.match(r"v(\d+)", name))]
+        return f"v{max(numbers, default=0) + 1}-{kind.replace('_', '-')}"
+
+    def list(self) -> list[Version]:
+        """Every version, by number, then name."""
+
+        def order(name: str) -> tuple[int, str]:
+            match = re.match(r"v(\d+)", name)
+            return (int(match[1]) if match else 0, name)
+
+        return [self.get(name) for name in sorted(self._names(), key=order)]
+
+    def get(self, name: str) -> Version:
+        """The version called ``name``.
+
+        Raises:
+            WorkspaceError: when there is none, or its card is damaged.
+        """
+        folder = self.folder / check_name(name)
+        path = folder / "card.json"
+        try:
+            card = Card.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            known = ", ".join(sorted(self._names())) or "none yet"
+            raise WorkspaceError(
+                f"there is no version {name!r}.", where=str(self.folder), remedy=f"Versions here: {known}."
+            ) from None
+        except ValidationError as error:
+            raise WorkspaceError(
+                f"the card cannot be read: {error.errors()[0]['msg']}.",
+                where=str(path),
+                remedy="Restore the file from a copy, or delete the version's folder.",
+            ) from error
+        return Version(name, folder, card)
+
+    def exists(self, name: str) -> bool:
+        """Whether a version of that name has been published."""
+        return name in self._names()
+
+    def mark(self, name: str, state: State, verdict: str = "", **metrics: Any) -> Version:
+        """Rewrite a card with the gate's ``state`` and words; ``metrics`` are added to those there."""
+        with self._lock():
+            version = self.get(name)
+            card = version.card.model_copy(
+                update={"state": state, "verdict": verdict, "metrics": {**version.card.metrics, **metrics}}
+            )
+            atomic.write_json(version.folder / "card.json", card.model_dump())
+        return self.get(name)
+
+    def pointer(self) -> Pointer | None:
+        """What ``serving.json`` says, or None before the first promotion.
+
+        Raises:
+            WorkspaceError: when the file is damaged.
+        """
+        try:
+            return Pointer.model_validate_json(self.pointer_path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise WorkspaceError(
+                f"the serving pointer cannot be read: {error.errors()[0]['msg']}.",
+                where=str(self.pointer_path),
+                remedy="Delete the file and promote a version again.",
+            ) from error
+
+    def serving(self) -> Version | None:
+        """The version to serve, or None before the first promotion."""
+        pointer = self.pointer()
+        return self.get(pointer.version) if pointer else None
+
+    def promote(self, name: str, reason: str, force: bool = False) -> Version:
+        """Point serving at ``name``; nothing happens when it is served already.
+
+        Raises:
+            WorkspaceError: when there is no such version, or it was rejected and ``force`` is not set.
+        """
+        with self._lock():
+            version = self.get(name)
+            if version.card.state == "rejected" and not force:
+                raise WorkspaceError(
+                    f"version {name!r} was rejected: {version.card.verdict or 'no reason was written down'}",
+                    where=str(version.folder),
+                    remedy="Promote another version, or this one by force.",
+                )
+            current = self.pointer()
+            if current is None or current.version != name:
+                past = [*current.history, Turn(**current.model_dump(exclude={"history"}))] if current else []
+                self._point(Pointer(version=name, since=now(), reason=reason, history=past))
+        return version
+
+    def roll_back(self, reason: str = "rolled back") -> Version:
+        """Point serving at the version served before this one.
+
+        Raises:
+            WorkspaceError: when nothing that still exists was served before.
+        """
+        with self._lock():
+            current = self.pointer()
+            past = list(current.history) if current else []
+            while past:
+                name = past.pop().version
+                if self.exists(name):
+                    self._point(Pointer(version=name, since=now(), reason=reason, history=past))
+                    return self.get(name)
+            raise WorkspaceError(
+                "no earlier version was served.", where=str(self.pointer_path), remedy="Promote one by name."
+            )
+
+    def _names(self) -> set[str]:
+        return {path.parent.name for path in self.folder.glob("[!.]*/card.json")}
+
+    def _point(self, pointer: Pointer) -> None:
+        atomic.write_json(self.pointer_path, pointer.model_dump())
+
+    def _lock(self) -> Lock:
+        # A publish copies a model while it holds the lock; others wait for it rather than fail.
+        path = self.pointer_path.parent / "locks" / "versions.lock"
+        return Lock(path, "the list of versions", timeout=120)
