@@ -1,0 +1,64 @@
+"""Which device, number format and thread count to compute with, chosen by measurement and then written down."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import psutil
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTypeName = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a run computes with. It is part of a run's state: resuming on the same choice gives the same bits."""
+
+    device: str
+    dtype: str
+    threads: int
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    def apply(self) -> Hardware:
+        """Set the process's thread count."""
+        torch.set_num_threads(self.threads)
+        return self
+
+
+def detect(dtype: DTypeName = "auto", threads: int = 0) -> Hardware:
+    """Choose device, dtype and threads for this machine; explicit values win."""
+    threads = threads or physical_cores()
+    torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return Hardware(device, faster_dtype(device) if dtype == "auto" else dtype, threads)
+
+
+def physical_cores() -> int:
+    """Cores this process may use, hyper-threads counted once where the system tells them apart."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+def faster_dtype(device: str) -> str:
+    """bfloat16 where a matrix product in it is at least 1.3 times as fast as in float32, else float32."""
+    return "bfloat16" if gemm_seconds("float32", device) > 1.3 * gemm_seconds("bfloat16", device) else "float32"
+
+
+def gemm_seconds(dtype: str, device: str, size: int = 512, repeats: int = 9) -> float:
+    """Median seconds of one [size, size] x [size, 3 size] product."""
+    a = torch.ones(size, size, device=device, dtype=DTYPES[dtype])
+    b = torch.ones(3 * size, size, device=device, dtype=DTYPES[dtype])
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        torch.nn.functional.linear(a, b).sum().item()  # item() waits for an asynchronous device
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])

@@ -1,0 +1,98 @@
+"""From logits to the next token, one row a request, each with its own settings and its own random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nestling.errors import RequestError
+from nestling.generation.protocol import Sampling
+
+_MASK = (1 << 64) - 1
+
+
+def validate(sampling: Sampling) -> None:
+    """Refuse impossible values.
+
+    Raises:
+        RequestError: naming the field, its value and what is allowed.
+    """
+    s = sampling
+    checks = [
+        ("temperature", s.temperature, 0 <= s.temperature <= 100, "from 0 (greedy) to 100"),
+        ("top_k", s.top_k, s.top_k >= 0, "0 (off) or more"),
+        ("top_p", s.top_p, 0 < s.top_p <= 1, "above 0, at most 1 (off)"),
+        ("min_p", s.min_p, 0 <= s.min_p <= 1, "from 0 (off) to 1"),
+        ("repetition_penalty", s.repetition_penalty, 0 < s.repetition_penalty <= 10, "above 0, at most 10; 1 is off"),
+        ("max_tokens", s.max_tokens, s.max_tokens >= 1, "1 or more"),
+        ("stop", s.stop, len(s.stop) <= 16 and all(s.stop), "at most 16 non-empty strings"),
+    ]
+    for name, value, fine, allowed in checks:
+        if not fine:
+            raise RequestError(f"{name} is {value!r}.", where=name, remedy=f"Allowed: {allowed}.")
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) that depends on (seed, position) alone: SplitMix64 (Steele, Lea and Flood 2014)."""
+    z = (seed * 0xD1342543DE82EF95 + (position + 1) * 0x9E3779B97F4A7C15) & _MASK
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        z = ((z ^ (z >> shift)) * factor) & _MASK
+    return ((z ^ (z >> 31)) >> 11) / (1 << 53)
+
+
+def derive_seed(*parts: int) -> int:
+    """A seed for one draw out of many, such as (run seed, iteration, index)."""
+    seed = 0
+    for part in parts:
+        seed = int(uniform(seed ^ (part & _MASK), 0) * (1 << 53))
+    return seed
+
+
+def next_tokens(logits: Tensor, settings: Sequence[Sampling], randoms: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Choose one token a row.
+
+    logits: fp32 [B, vocab_size], overwritten; settings, randoms: B of each, randoms in [0, 1).
+    Returns (tokens [B], logprobs [B]): log-probabilities under the temperature-scaled, untruncated distribution.
+    """
+    temperatures = torch.tensor([s.temperature or 1.0 for s in settings], device=logits.device)
+    logprobs = logits.div_(temperatures[:, None]).log_softmax(-1)
+    tokens = logprobs.argmax(-1)
+    drawn = [row for row, s in enumerate(settings) if s.temperature > 0]
+    if drawn:
+        rows = torch.tensor(drawn, device=logits.device)
+        probs = (logprobs if len(drawn) == len(settings) else logprobs[rows]).exp()
+        for index, row in enumerate(drawn):
+            truncate(probs[index], settings[row])
+        tokens[rows] = draw(probs, torch.tensor([randoms[row] for row in drawn], device=logits.device))
+    return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+
+
+def draw(probs: Tensor, randoms: Tensor) -> Tensor:
+    """Inverse-transform sampling. probs [B, V], not necessarily normalised; randoms [B] in [0, 1). Returns [B]."""
+    cumulative = probs.cumsum(-1)
+    total = cumulative[:, -1:]
+    # Strictly below the total, so that a token of probability zero is never reached.
+    threshold = torch.minimum(randoms[:, None].to(total) * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+
+
+def truncate(probs: Tensor, s: Sampling) -> None:
+    """Zero what top-k, then top-p (Holtzman et al. 2020), then min-p (Nguyen et al. 2024) exclude. probs [V], in place."""
+    if s.top_k and s.top_k < len(probs):
+        smallest = probs.topk(s.top_k).values[-1]
+        probs[probs < smallest] = 0
+    if s.top_p < 1:
+        ordered, order = probs.sort(descending=True)
+        before = ordered.cumsum(0) - ordered
+        probs[order[before >= s.top_p * ordered.sum()]] = 0
+    if s.min_p > 0:
+        probs[probs < s.min_p * probs.max()] = 0
+
+
+def penalise_repetition(logits: Tensor, seen: Sequence[int], penalty: float) -> None:
+    """Make tokens already used less likely (Keskar et al. 2019). logits [V], in place."""
+    index = torch.tensor(sorted(set(seen)), device=logits.device)
+    used = logits[index]
+    logits[index] = torch.where(used > 0, used / penalty, used * penalty)

@@ -1,0 +1,125 @@
+"""Keys and values of the sequences being decoded, in compact rows.
+
+Row r of the cache belongs to the r-th running sequence. Rows stay compact, ``0 .. count``: when a sequence leaves, the
+last one moves into its row. Storage grows on demand in both directions, so an idle server holds next to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nestling.model.config import ModelConfig
+from nestling.model.layout import PackedLayout
+
+_LENGTH_STEP = 128
+
+
+class KVCache:
+    """Keys and values of all layers: two tensors [layers, rows, kv_heads, length, head_dim]."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (config.num_layers, 0, config.num_kv_heads, 0, config.head_dim)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.lengths: list[int] = []
+
+    @property
+    def count(self) -> int:
+        return len(self.lengths)
+
+    def add(self, lengths: Sequence[int]) -> int:
+        """Make room for new sequences with these prompt lengths; returns the first one's row."""
+        first = self.count
+        self.lengths.extend(lengths)
+        self.reserve(max(self.lengths))
+        return first
+
+    def reserve(self, length: int) -> None:
+        """Grow so that every row in use can hold ``length`` tokens."""
+        layers, rows, heads, capacity, dim = self.keys.shape
+        new_rows, new_capacity = max(rows, self.count), max(capacity, -(-length // _LENGTH_STEP) * _LENGTH_STEP)
+        if (new_rows, new_capacity) == (rows, capacity):
+            return
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = torch.zeros(layers, new_rows, heads, new_capacity, dim, dtype=old.dtype, device=old.device)
+            new[:, :rows, :, :capacity] = old
+            setattr(self, name, new)
+
+    def remove(self, row: int) -> int:
+        """Free a row. The last row moves into it; returns the row that moved (``row`` itself if it was last)."""
+        last = self.count - 1
+        if row != last:
+            used = self.lengths[last]
+            self.keys[:, row, :, :used] = self.keys[:, last, :, :used]
+            self.values[:, row, :, :used] = self.values[:, last, :, :used]
+            self.lengths[row] = self.lengths[last]
+        self.lengths.pop()
+        if not self.lengths:  # give the memory back between bursts
+            self.keys, self.values = self.keys[:, :0, :, :0].clone(), self.values[:, :0, :, :0].clone()
+        return last
+
+    def prefill(self, lengths: Sequence[int]) -> Prefill:
+        """Add sequences; the returned object attends like a packed row and stores keys and values on the way."""
+        first = self.add(lengths)
+        layout = PackedLayout.from_lengths(lengths).to(self.keys.device)
+        return Prefill(self, layout, first, list(lengths))
+
+    def decode(self) -> DecodeStep:
+        """One more token for every row; the returned object appends it and attends over each row's past."""
+        positions = torch.tensor(self.lengths, device=self.keys.device)
+        self.lengths = [length + 1 for length in self.lengths]
+        self.reserve(max(self.lengths))
+        span = max(self.lengths)
+        visible = torch.arange(span, device=positions.device)[None, :] <= positions[:, None]
+        return DecodeStep(self, positions, visible[:, None, None, :], span)
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Attention of whole prompts that also fills the cache."""
+
+    cache: KVCache
+    layout: PackedLayout
+    first_row: int
+    lengths: list[int]
+
+    @property
+    def positions(self) -> Tensor:
+        return self.layout.positions
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        start = 0
+        for row, length in enumerate(self.lengths, self.first_row):
+            self.cache.keys[layer, row, :, :length] = k[start : start + length].transpose(0, 1)
+            self.cache.values[layer, row, :, :length] = v[start : start + length].transpose(0, 1)
+            start += length
+        return self.layout.attend(layer, q, k, v)
+
+
+@dataclass(frozen=True)
+class DecodeStep:
+    """Attention of one new token a row over its past.
+
+    positions: [B]; visible: [B, 1, 1, span] True where a row's token may look; span: the longest row.
+    """
+
+    cache: KVCache
+    positions: Tensor
+    visible: Tensor
+    span: int
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        rows = torch.arange(len(self.positions), device=q.device)
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        keys[rows, :, self.positions] = k
+        values[rows, :, self.positions] = v
+        keys, values = keys[: len(rows), :, : self.span], values[: len(rows), :, : self.span]
+        # The heads that share a key/value head go in as that head's queries: no expansion of the cache.
+        grouped = q.unflatten(1, (keys.shape[1], -1))
+        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=self.visible).flatten(1, 2)
