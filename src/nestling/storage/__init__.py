@@ -1,0 +1,8 @@
+"""The database of answers and judgments: SQLite beside the versions, or PostgreSQL by URL."""
+
+from __future__ import annotations
+
+from nestling.storage.database import Database, open_database
+from nestling.storage.schema import Base, ChatSession, Generation, Judgment
+
+__all__ = ["Base", "ChatSession", "Database", "Generation", "Judgment", "open_database"]

@@ -1,0 +1,138 @@
+"""Writing down what was answered and what people said about it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Literal, get_args
+
+from sqlalchemy.orm import Session
+
+from nestling.errors import DataError
+from nestling.generation.protocol import Completion, Sampling
+from nestling.storage import ChatSession, Database, Generation, Judgment
+from nestling.text.messages import Message
+
+Thumb = Literal["up", "down", "none"]
+Winner = Literal["a", "b", "tie", "both_bad"]
+
+
+def new_generation_id() -> str:
+    """An id that tells nothing about the version behind it."""
+    return f"chatcmpl-{uuid.uuid4().hex}"
+
+
+class Recorder:
+    """Adds rows, never changes one. What returned is on disk, also after ``kill -9``.
+
+    ``client`` names a browser, terminal or API client, so that judgments can be split by person.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def record_generation(
+        self,
+        version: str,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        completion: Completion,
+        *,
+        generation_id: str | None = None,
+        conversation_id: str | None = None,
+        client: str | None = None,
+    ) -> str:
+        """Write down one answer and return its id."""
+        generation_id = generation_id or new_generation_id()
+        settings = asdict(sampling)
+        seed = settings.pop("seed")
+        with self.database.write() as session:
+            _know(session, client)
+            session.add(
+                Generation(
+                    id=generation_id,
+                    conversation_id=conversation_id or generation_id,
+                    session_id=client,
+                    version=version,
+                    messages=[dict(message) for message in messages],
+                    answer=completion.text,
+                    sampling=settings,
+                    seed=seed,
+                    finish_reason=completion.finish_reason,
+                    prompt_tokens=completion.prompt_tokens,
+                    completion_tokens=completion.completion_tokens,
+                )
+            )
+        return generation_id
+
+    def record_thumb(
+        self, generation_id: str, value: Thumb, *, reason: str = "", client: str | None = None
+    ) -> int:
+        """Write down a thumb ("none" takes it back) and return the judgment's number.
+
+        Raises:
+            DataError: there is no such answer, or ``value`` is not a thumb.
+        """
+        _check_value(value, get_args(Thumb))
+        with self.database.write() as session:
+            _find(session, generation_id)
+            _know(session, client)
+            judgment = Judgment(
+                kind="thumb", generation_id=generation_id, value=value, reason=reason, session_id=client
+            )
+            session.add(judgment)
+            session.flush()
+            return judgment.id
+
+    def record_comparison(
+        self, a: str, b: str, winner: Winner, *, reason: str = "", client: str | None = None
+    ) -> int:
+        """Write down which of two answers to one prompt was better and return the judgment's number.
+
+        Args:
+            a: id of the answer shown first or on the left.
+            b: id of the other one.
+            winner: "a", "b", "tie" or "both_bad".
+
+        Raises:
+            DataError: an answer is missing, they answer different prompts, or ``winner`` is none of these.
+        """
+        _check_value(winner, get_args(Winner))
+        with self.database.write() as session:
+            first, second = _find(session, a), _find(session, b)
+            if a == b or first.messages != second.messages:
+                raise DataError(
+                    f"answers {a!r} and {b!r} cannot be compared.",
+                    remedy="Compare two different answers to the same prompt.",
+                )
+            _know(session, client)
+            judgment = Judgment(
+                kind="vote",
+                generation_id=a,
+                other_generation_id=b,
+                value=winner,
+                reason=reason,
+                session_id=client,
+            )
+            session.add(judgment)
+            session.flush()
+            return judgment.id
+
+
+def _find(session: Session, generation_id: str) -> Generation:
+    generation = session.get(Generation, generation_id)
+    if generation is None:
+        raise DataError(f"there is no recorded answer {generation_id!r}.")
+    return generation
+
+
+def _know(session: Session, client: str | None) -> None:
+    if client is not None and session.get(ChatSession, client) is None:
+        session.add(ChatSession(id=client))
+        session.flush()
+
+
+def _check_value(value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise DataError(f"unknown judgment {value!r}.", remedy=f"Use one of {', '.join(allowed)}.")

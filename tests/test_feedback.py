@@ -1,0 +1,117 @@
+"""Judgments in, datasets out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from nestling.errors import DataError
+from nestling.feedback import Recorder, export, preference_rows, ranking_rows, scalar_rows
+from nestling.generation.protocol import Completion, Sampling
+from nestling.storage import ChatSession, Generation, open_database
+from nestling.text.messages import Message
+
+PROMPT: list[Message] = [{"role": "user", "content": "Hi — 你好"}]
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> Iterator[Recorder]:
+    database = open_database(tmp_path / "feedback.sqlite")
+    yield Recorder(database)
+    database.close()
+
+
+def answer(recorder: Recorder, text: str, prompt: list[Message] = PROMPT, version: str = "v1-base") -> str:
+    sampling = Sampling(temperature=0.3, seed=7, stop=("x",))
+    return recorder.record_generation(
+        version, prompt, sampling, Completion(text, "stop", 5, 2), client="mira"
+    )
+
+
+def said(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def test_a_generation_keeps_what_gives_it_again(recorder: Recorder) -> None:
+    answer(recorder, "Hello")
+    with recorder.database.read() as session:
+        row = session.scalars(select(Generation)).one()
+        assert (row.version, row.messages, row.answer) == ("v1-base", PROMPT, "Hello")
+        assert row.seed == 7 and row.sampling["temperature"] == 0.3 and "seed" not in row.sampling
+        assert (row.finish_reason, row.prompt_tokens, row.completion_tokens) == ("stop", 5, 2)
+        assert row.conversation_id == row.id and row.session_id == "mira"
+        assert [s.id for s in session.scalars(select(ChatSession))] == ["mira"]
+
+
+def test_the_newest_thumb_of_a_person_counts(recorder: Recorder) -> None:
+    liked, disliked, taken_back = (answer(recorder, text) for text in ("A", "B", "C"))
+    for generation_id, value, client in [
+        (liked, "down", "mira"),
+        (liked, "up", "mira"),
+        (disliked, "down", "mira"),
+        (disliked, "up", "tom"),
+        (taken_back, "up", "mira"),
+        (taken_back, "none", "mira"),
+    ]:
+        recorder.record_thumb(generation_id, value, client=client)  # type: ignore[arg-type]
+    rows = list(scalar_rows(recorder.database))
+    assert [(row["completion"], row["label"], row["session"]) for row in rows] == [
+        (said("A"), True, "mira"),
+        (said("B"), False, "mira"),
+        (said("B"), True, "tom"),
+    ]
+    assert rows[0]["prompt"] == PROMPT and rows[0]["versions"] == ["v1-base"]
+
+
+def test_votes_become_rankings_preferences_and_labels(recorder: Recorder) -> None:
+    a, b, c = answer(recorder, "A"), answer(recorder, "B", version="v2-sft"), answer(recorder, "C")
+    recorder.record_comparison(a, b, "a", client="mira")
+    recorder.record_comparison(b, a, "a", client="mira", reason="clearer")  # sides swapped, mind changed
+    recorder.record_comparison(a, c, "tie", client="mira")
+    recorder.record_comparison(b, c, "both_bad", client="mira")
+    assert [(row["completions"], row["ranks"]) for row in ranking_rows(recorder.database)] == [
+        ([said("B"), said("A")], [1, 2]),
+        ([said("A"), said("C")], [1, 1]),
+    ]
+    (preference,) = preference_rows(recorder.database)
+    assert (preference["prompt"], preference["chosen"], preference["rejected"]) == (
+        PROMPT,
+        said("B"),
+        said("A"),
+    )
+    assert preference["versions"] == ["v2-sft", "v1-base"] and preference["reason"] == "clearer"
+    assert [(r["completion"], r["label"]) for r in scalar_rows(recorder.database)] == [
+        (said("B"), False),
+        (said("C"), False),
+    ]
+
+
+def test_export_writes_jsonl(recorder: Recorder, tmp_path: Path) -> None:
+    a, b = answer(recorder, "A\n中\u2028"), answer(recorder, "B")
+    recorder.record_comparison(a, b, "b")
+    recorder.record_thumb(a, "down")
+    folder = tmp_path / "export"
+    assert export(recorder.database, folder) == {
+        "rankings.jsonl": 1,
+        "preferences.jsonl": 1,
+        "feedback.jsonl": 1,
+    }
+    (line,) = (folder / "feedback.jsonl").read_text().strip("\n").split("\n")
+    assert json.loads(line)["completion"] == said("A\n中\u2028")
+
+
+def test_impossible_judgments_are_named(recorder: Recorder) -> None:
+    a, other = answer(recorder, "A"), answer(recorder, "B", [{"role": "user", "content": "Bye"}])
+    with pytest.raises(DataError, match="no recorded answer 'nope'"):
+        recorder.record_thumb("nope", "up")
+    with pytest.raises(DataError, match=r"unknown judgment 'great'.*up, down, none"):
+        recorder.record_thumb(a, "great")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="same prompt"):
+        recorder.record_comparison(a, other, "a")
+    with pytest.raises(DataError, match="two different answers"):
+        recorder.record_comparison(a, a, "tie")
+    assert list(scalar_rows(recorder.database)) == []
