@@ -16,6 +16,28 @@ class Message(TypedDict):
     content: str
 
 
+def require_text(value: Any, name: str, where: str) -> str:
+    """Return ``value`` if it is Unicode text.
+
+    JSON can spell half of a surrogate pair, which no encoding can write and no tokenizer can read; the chat
+    template code also counts on such code points never being in a conversation.
+
+    Raises:
+        DataError: naming ``where`` and the field ``name``.
+    """
+    if not isinstance(value, str):
+        raise DataError(f"{name!r} must be text.", where=where)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{name!r} holds half a surrogate pair (U+{ord(value[error.start]):04X}).",
+            where=where,
+            remedy="Write whole Unicode characters.",
+        ) from None
+    return value
+
+
 def validate_messages(value: Any, where: str) -> list[Message]:
     """Check untrusted JSON and return it as messages.
 
@@ -25,7 +47,9 @@ def validate_messages(value: Any, where: str) -> list[Message]:
         DataError: naming ``where`` and the turn (counted from 1) that is wrong.
     """
     if not isinstance(value, list) or not value:
-        raise DataError("'messages' must be a non-empty list.", where=where, remedy='Write {"messages": [...]}.')
+        raise DataError(
+            "'messages' must be a non-empty list.", where=where, remedy='Write {"messages": [...]}.'
+        )
     previous: str | None = None
     for number, turn in enumerate(value, 1):
         place = f"{where}, turn {number}"
@@ -34,9 +58,13 @@ def validate_messages(value: Any, where: str) -> list[Message]:
         role, content = turn.get("role"), turn.get("content")
         if role not in ROLES:
             raise DataError(f"unknown role {role!r}.", where=place, remedy=f"Use one of {', '.join(ROLES)}.")
-        if not isinstance(content, str):
-            raise DataError("'content' must be text.", where=place)
-        expected = {None: ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}
+        require_text(content, "content", place)
+        expected = {
+            None: ("system", "user"),
+            "system": ("user",),
+            "user": ("assistant",),
+            "assistant": ("user",),
+        }
         if role not in expected[previous]:
             raise DataError(
                 f"a {role} turn cannot follow {previous or 'nothing'}.",

@@ -1,0 +1,334 @@
+"""The JSONL files people bring and we write: one JSON object a line, in the shapes OpenAI and TRL use.
+
+| kind | fields |
+|---|---|
+| conversation | ``{"messages": [{"role", "content"}, ...]}`` |
+| preference | ``{"prompt": [...], "chosen": ..., "rejected": ...}`` |
+| ranking | ``{"prompt": [...], "completions": [...], "ranks": [...]}``, maybe ``sources``; rank 1 is best |
+| prompt | ``{"prompt": [...], "check": {...}}`` |
+
+A prompt is a list of turns that ends with the user's, or text, which is one user turn. An answer is text, or
+a list of one assistant turn. Every kind may carry a ``category``. Other fields are ignored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from nestling.errors import DataError
+from nestling.text.messages import Message, require_text, validate_messages
+from nestling.workspace import atomic
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation with at least one assistant turn, to learn from."""
+
+    kind: ClassVar[str] = "conversation"
+    messages: list[Message]
+    category: str = ""
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two different answers to one prompt, the better and the worse."""
+
+    kind: ClassVar[str] = "preference"
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+    category: str = ""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """K answers to one prompt; ``ranks[k]`` is 1 for the best, equal numbers are ties.
+
+    ``sources[k]``, when given, says where answer k came from ("sft", "written", ...).
+    """
+
+    kind: ClassVar[str] = "ranking"
+    prompt: list[Message]
+    completions: tuple[str, ...]
+    ranks: tuple[int, ...]
+    sources: tuple[str, ...] = ()
+    category: str = ""
+
+
+@dataclass(frozen=True)
+class CheckedPrompt:
+    """A prompt and the check its answer must pass."""
+
+    kind: ClassVar[str] = "prompt"
+    prompt: list[Message]
+    check: dict[str, Any]
+    category: str = ""
+
+
+Row = Conversation | Preference | Ranking | CheckedPrompt
+RowType = TypeVar("RowType", Conversation, Preference, Ranking, CheckedPrompt)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong on a line (counted from 1; 0 is the file as a whole), and what to do about it."""
+
+    line: int
+    what: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """What a file holds: its kind (None when no row could be read), its good rows, and every problem."""
+
+    kind: str | None
+    rows: int
+    problems: list[Problem]
+
+
+def read_rows(path: Path | str, row_type: type[RowType]) -> Iterator[RowType]:
+    """The rows of a file, one at a time; blank lines are passed over.
+
+    Raises:
+        DataError: naming ``FILE:LINE``, at the first line that cannot be used; or the file is missing or empty.
+    """
+    empty = True
+    for number, line in _lines(path):
+        where = f"{path}:{number}"
+        row = parse_row(line, where)
+        if not isinstance(row, row_type):
+            remedy = f"Give a file whose rows have the fields {_listed(_FIELDS[row_type.kind])}."
+            raise DataError(f"this is a {row.kind}, not a {row_type.kind}.", where=where, remedy=remedy)
+        empty = False
+        yield row
+    if empty:
+        raise _empty(path)
+
+
+def write_rows(path: Path | str, rows: Iterable[Row]) -> None:
+    """Write rows as JSONL; the file is replaced as a whole.
+
+    Raises:
+        WorkspaceError: when the place cannot be written.
+    """
+    atomic.write_text(Path(path), "".join(format_row(row) + "\n" for row in rows))
+
+
+def check_file(path: Path | str) -> FileReport:
+    """Read a whole file and collect every problem instead of stopping at the first.
+
+    Rows of another kind than the first one's, and rows that repeat an earlier one, are problems too.
+
+    Raises:
+        DataError: the file cannot be opened.
+    """
+    kind: str | None = None
+    rows, problems = 0, []
+    first_line: dict[bytes, int] = {}
+    for number, line in _lines(path):
+        where = f"{path}:{number}"
+        try:
+            row = parse_row(line, where)
+        except DataError as error:
+            problems.append(_problem(number, error, where))
+            continue
+        rows += 1
+        kind = kind or row.kind
+        if row.kind != kind:
+            problems.append(
+                Problem(number, f"a {row.kind} in a file of {kind}s.", "Keep one kind to a file.")
+            )
+        digest = hashlib.blake2b(format_row(row).encode(), digest_size=16).digest()
+        earlier = first_line.setdefault(digest, number)
+        if earlier != number:
+            problems.append(Problem(number, f"the same row as line {earlier}.", "Keep one of the two."))
+    if not rows and not problems:
+        problems.append(_problem(0, _empty(path), str(path)))
+    return FileReport(kind, rows, problems)
+
+
+def parse_row(line: bytes | str, where: str) -> Row:
+    """One line of JSONL as the row its fields say it is.
+
+    Raises:
+        DataError: naming ``where``: not UTF-8, not JSON, a missing or wrong field.
+    """
+    value = _parse_json(line, where)
+    if not isinstance(value, dict):
+        raise DataError(
+            f"a row must be a JSON object, not a {type(value).__name__}.",
+            where=where,
+            remedy="Write one {...} a line, with no list around them.",
+        )
+    # "prompt" stands in three kinds, so it tells none.
+    kind = next(
+        (k for k, fields in _FIELDS.items() if any(f in value for f in fields if f != "prompt")), None
+    )
+    if kind is None:
+        raise DataError(
+            f"the fields {_listed(value) or '(none)'} tell no kind of row.",
+            where=where,
+            remedy="Write " + "; or ".join(f"{_listed(fields)} ({k})" for k, fields in _FIELDS.items()) + ".",
+        )
+    missing = [field for field in _FIELDS[kind] if field not in value]
+    if missing:
+        raise DataError(
+            f"{_listed(missing)} missing.", where=where, remedy=f"A {kind} has {_listed(_FIELDS[kind])}."
+        )
+    return _PARSERS[kind](value, where, require_text(value.get("category") or "", "category", where))
+
+
+def format_row(row: Row) -> str:
+    """The row as one line of JSON, which ``parse_row`` gives back."""
+    value = asdict(row)
+    for name in ("category", "sources"):
+        if not value.get(name):
+            value.pop(name, None)
+    for name in ("chosen", "rejected"):
+        if name in value:
+            value[name] = [Message(role="assistant", content=value[name])]
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _conversation(value: dict[str, Any], where: str, category: str) -> Conversation:
+    messages = _turns(value["messages"], where)
+    if all(message["role"] != "assistant" for message in messages):
+        raise DataError(
+            "no assistant turn to learn from.", where=where, remedy="Add an answer, or drop the row."
+        )
+    return Conversation(messages, category)
+
+
+def _preference(value: dict[str, Any], where: str, category: str) -> Preference:
+    prompt = _prompt(value["prompt"], where)
+    chosen, rejected = (_answer(value[name], name, where) for name in ("chosen", "rejected"))
+    if chosen == rejected:
+        raise DataError("'chosen' and 'rejected' are the same.", where=where, remedy="Drop the row.")
+    return Preference(prompt, chosen, rejected, category)
+
+
+def _ranking(value: dict[str, Any], where: str, category: str) -> Ranking:
+    prompt, ranks = _prompt(value["prompt"], where), value["ranks"]
+    completions = value["completions"]
+    if not isinstance(completions, list) or len(completions) < 2:
+        raise DataError("'completions' must be a list of two or more answers.", where=where)
+    answers = tuple(_answer(c, f"completions[{i}]", where) for i, c in enumerate(completions))
+    if not (
+        isinstance(ranks, list) and all(type(rank) is int and rank >= 1 for rank in ranks) and 1 in ranks
+    ):
+        raise DataError(
+            f"'ranks' must be whole numbers from 1, the best, not {ranks!r}.",
+            where=where,
+            remedy="Give equal numbers to ties.",
+        )
+    sources = value.get("sources", [])
+    if not isinstance(sources, list):
+        raise DataError("'sources' must be a list.", where=where)
+    for name, entries in (("ranks", ranks), ("sources", sources)):
+        if len(entries) != len(answers) and not (name == "sources" and not entries):
+            raise DataError(
+                f"{len(answers)} completions but {len(entries)} {name}.",
+                where=where,
+                remedy="Give one for each.",
+            )
+    names = tuple(require_text(source, f"sources[{i}]", where) for i, source in enumerate(sources))
+    return Ranking(prompt, answers, tuple(ranks), names, category)
+
+
+def _checked_prompt(value: dict[str, Any], where: str, category: str) -> CheckedPrompt:
+    check = value["check"]
+    if not (isinstance(check, dict) and ("name" in check or "all" in check)):
+        raise DataError(
+            "'check' must be an object with a 'name', or 'all'.",
+            where=where,
+            remedy='Write {"name": "mentions", "any": ["Paris"]} or {"all": [...]}.',
+        )
+    require_text(json.dumps(check, ensure_ascii=False), "check", where)
+    return CheckedPrompt(_prompt(value["prompt"], where), check, category)
+
+
+_FIELDS = {
+    Conversation.kind: ("messages",),
+    Preference.kind: ("prompt", "chosen", "rejected"),
+    Ranking.kind: ("prompt", "completions", "ranks"),
+    CheckedPrompt.kind: ("prompt", "check"),
+}
+_PARSERS: dict[str, Callable[[dict[str, Any], str, str], Row]] = {
+    Conversation.kind: _conversation,
+    Preference.kind: _preference,
+    Ranking.kind: _ranking,
+    CheckedPrompt.kind: _checked_prompt,
+}
+
+
+def _turns(value: Any, where: str) -> list[Message]:
+    return [Message(role=m["role"], content=m["content"]) for m in validate_messages(value, where)]
+
+
+def _prompt(value: Any, where: str) -> list[Message]:
+    if isinstance(value, str):
+        value = [Message(role="user", content=value)]
+    messages = _turns(value, f"{where}, prompt")
+    if messages[-1]["role"] != "user":
+        raise DataError(
+            "'prompt' must end with a user turn.", where=where, remedy="Move the answer out of it."
+        )
+    return messages
+
+
+def _answer(value: Any, name: str, where: str) -> str:
+    if isinstance(value, list):
+        if not (len(value) == 1 and isinstance(value[0], dict) and value[0].get("role") == "assistant"):
+            raise DataError(f"{name!r} must be text or a list of one assistant turn.", where=where)
+        value = value[0].get("content")
+    return require_text(value, name, where)
+
+
+def _lines(path: Path | str) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, with their numbers."""
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        what = f"this file cannot be read: {error.strerror}."
+        raise DataError(what, where=str(path), remedy="Check the path.") from error
+
+
+def _parse_json(line: bytes | str, where: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        return json.loads(line.decode() if isinstance(line, bytes) else line, parse_constant=refuse)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"this is not UTF-8 (byte {error.start + 1} of the line).",
+            where=where,
+            remedy="Save the file as UTF-8 text, not compressed.",
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"this is not JSON: {error}.", where=where, remedy="Write one whole JSON object on each line."
+        ) from error
+
+
+def _problem(line: int, error: DataError, where: str) -> Problem:
+    place = (error.where or "").removeprefix(where).removeprefix(", ")
+    return Problem(line, f"{place}: {error.what}" if place else error.what, error.remedy or "")
+
+
+def _empty(path: Path | str) -> DataError:
+    return DataError("this file holds no rows.", where=str(path), remedy="Write one JSON object a line.")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names)
