@@ -19,10 +19,10 @@ def normalised(template: Template) -> tuple[str, ...]:
     return tuple(_WORDS.findall(" ".join(template.turns).lower().replace("’", "'")))
 
 
-def overlap(left: Template, right: Template) -> float:
-    """Shared word 4-grams over those of the shorter template, in [0, 1]; short templates must be equal."""
-    a, b = _grams(normalised(left)), _grams(normalised(right))
-    return len(a & b) / min(len(a), len(b))
+def overlap(asked: Template, trained: Template) -> float:
+    """The share of ``asked``'s word 4-grams that ``trained`` has too, in [0, 1]; shorter ones count whole."""
+    grams = _grams(normalised(asked))
+    return len(grams & _grams(normalised(trained))) / len(grams)
 
 
 def _grams(words: tuple[str, ...]) -> set[tuple[str, ...]]:
