@@ -88,7 +88,7 @@ def demonstrations(
     """
     conversations = []
     for name, count in counts.items():
-        pool = items("train", seed, [name], assistant=assistant, curriculum=curriculum)
+        pool = items("train", seed, [name], count, assistant, curriculum)
         conversations += list(islice(_answered(pool, seed), count))
     random.Random(f"{seed}/demonstrations").shuffle(conversations)
     return conversations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from nestling.checks import is_held_out
 from nestling.data.curriculum.generator import items
 from nestling.data.curriculum.schema import SPLITS, Curriculum, Template
 from nestling.errors import DataError
@@ -31,11 +32,13 @@ def _grams(words: tuple[str, ...]) -> set[tuple[str, ...]]:
 
 def lint(content: Curriculum) -> Iterator[str]:
     """One sentence per problem."""
-    for name in content.behaviours:
+    for name, behaviour in content.behaviours.items():
         yield from _leaks(name, content)
         try:
             for split in SPLITS:
-                items(split, 0, [name], curriculum=content)
+                for item in items(split, 0, [name], curriculum=content):
+                    if is_held_out(item.check) != behaviour.held_out:
+                        yield f"{name}: held_out is {behaviour.held_out}, which {item.id}'s check is not"
         except DataError as error:
             yield f"{name}: {error}"
 
