@@ -18,6 +18,10 @@ Thumb = Literal["up", "down", "none"]
 Winner = Literal["a", "b", "tie", "both_bad"]
 
 
+class UnknownAnswer(DataError):
+    """A judgment names an answer that was never written down."""
+
+
 def new_generation_id() -> str:
     """An id that tells nothing about the version behind it."""
     return f"chatcmpl-{uuid.uuid4().hex}"
@@ -72,7 +76,8 @@ class Recorder:
         """Write down a thumb ("none" takes it back) and return the judgment's number.
 
         Raises:
-            DataError: there is no such answer, or ``value`` is not a thumb.
+            UnknownAnswer: there is no such answer.
+            DataError: ``value`` is not a thumb.
         """
         _check_value(value, get_args(Thumb))
         with self.database.write() as session:
@@ -96,7 +101,8 @@ class Recorder:
             winner: "a", "b", "tie" or "both_bad".
 
         Raises:
-            DataError: an answer is missing, they answer different prompts, or ``winner`` is none of these.
+            UnknownAnswer: there is no such answer.
+            DataError: they are the same or answer different prompts, or ``winner`` is none of these.
         """
         _check_value(winner, get_args(Winner))
         with self.database.write() as session:
@@ -119,11 +125,20 @@ class Recorder:
             session.flush()
             return judgment.id
 
+    def versions(self, generation_ids: Sequence[str]) -> list[str]:
+        """Which versions gave these answers.
+
+        Raises:
+            UnknownAnswer: there is no such answer.
+        """
+        with self.database.read() as session:
+            return [_find(session, generation_id).version for generation_id in generation_ids]
+
 
 def _find(session: Session, generation_id: str) -> Generation:
     generation = session.get(Generation, generation_id)
     if generation is None:
-        raise DataError(f"there is no recorded answer {generation_id!r}.")
+        raise UnknownAnswer(f"there is no recorded answer {generation_id!r}.")
     return generation
 
 
