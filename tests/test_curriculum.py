@@ -10,16 +10,15 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nestling.checks import Answer, judge
-from nestling.data.curriculum import SPLITS, Item, demonstrations, items, load, split_of
+from nestling.data.curriculum import SPLITS, Item, Split, demonstrations, items, load, split_of
 from nestling.data.curriculum.arithmetic import arithmetic_rows
 from nestling.data.curriculum.filling import fill, fill_value
 from nestling.data.curriculum.lint import lint, normalised
+from nestling.data.curriculum.schema import CONTENT
 from nestling.errors import DataError
 from nestling.text.messages import validate_messages
 
 TWINS = ("refusal", "harmless")
-WRITTEN = (*TWINS, "identity", "chinese", "small_talk")
 
 
 def write(folder: Path, name: str, content: object) -> None:
@@ -198,40 +197,44 @@ def test_demonstrations_answer_train_prompts_and_never_repeat() -> None:
 # --- the packaged content ---
 
 
-def test_no_template_leaks_no_slot_is_empty_and_every_check_is_valid() -> None:
+def test_the_lint_finds_leaks_unfit_answers_and_a_wrong_held_out_mark(tmp_path: Path) -> None:
+    write(tmp_path, "tables/facts", fact_rows(6))
+    lists = {"train": ["Please tell me now: {question}"], "test": ["Please, tell me now: {question} Yes?"]}
+    write(tmp_path, "facts", behaviour(templates=lists, answers=["I don't know."], held_out=True))
+    problems = "\n".join(lint(load(tmp_path)))
+    assert "test-00 is near train-00" in problems
+    assert "I don't know." in problems
+    assert "held_out is True" in problems
+
+
+def test_no_template_leaks_no_slot_is_empty_and_written_answers_pass_their_own_check() -> None:
     assert list(lint(load())) == []
 
 
-@pytest.mark.parametrize("name", WRITTEN)
-def test_no_test_or_gate_item_shares_template_or_entity_with_training(name: str) -> None:
+def test_every_blind_file_belongs_to_a_behaviour() -> None:
+    assert {path.stem for path in CONTENT.glob("blind/*.yaml")} <= set(load().behaviours)
+
+
+def test_no_test_or_gate_item_shares_template_or_entity_with_training() -> None:
     content = load()
-    texts = {split: {normalised(t) for t in content.templates[name][split]} for split in SPLITS}
-    entities = {split: {i.entity for i in items(split, 0, [name]) if i.entity} for split in SPLITS}
-    for one, other in (("train", "gate"), ("train", "test"), ("gate", "test")):
-        assert not texts[one] & texts[other]
-        assert not entities[one] & entities[other]
+    for name, templates in content.templates.items():
+        texts = {split: {normalised(t) for t in templates[split]} for split in SPLITS}
+        entities = {split: {i.entity for i in items(split, 0, [name]) if i.entity} for split in SPLITS}
+        for one, other in (("train", "gate"), ("train", "test"), ("gate", "test")):
+            assert not texts[one] & texts[other], name
+            assert not entities[one] & entities[other], name
 
 
-@pytest.mark.parametrize("name", WRITTEN)
-def test_there_are_enough_test_templates_and_ten_were_written_blind(name: str) -> None:
-    test = load().templates[name]["test"]
-    assert len(test) >= 30
-    assert sum(template.blind for template in test) >= 10
-
-
-@pytest.mark.parametrize("name", WRITTEN)
-def test_written_answers_pass_their_own_check_and_the_worst_do_not(name: str) -> None:
-    for item in items("train", 0, [name], per_behaviour=120):
-        assert item.answers, item.id
-        for text in item.answers:
-            verdict = judge(item.check, Answer(item.messages, text))
-            assert verdict.passed, (item.id, text, verdict.reason)
-        assert not judge(item.check, Answer(item.messages, item.worse[-1])).passed, item.id
+def test_there_are_enough_test_templates_and_ten_were_written_blind() -> None:
+    for name, templates in load().templates.items():
+        assert len(templates["test"]) >= 30, name
+        # What is only asked and never taught needs no blind templates: there is nothing to leak from.
+        assert not templates["train"] or sum(template.blind for template in templates["test"]) >= 10, name
 
 
 @pytest.mark.parametrize("split", ["gate", "test"])
-def test_answers_are_there_for_training_only(split: str) -> None:
-    assert not any(i.answers or i.worse for i in items(split, 0, list(WRITTEN), per_behaviour=20))  # type: ignore[arg-type]
+def test_answers_are_there_for_training_only(split: Split) -> None:
+    assert not any(i.answers or i.worse for i in items(split, 0, per_behaviour=20))
 
 
 def test_harmless_answers_use_topic_words_that_the_request_does_not() -> None:

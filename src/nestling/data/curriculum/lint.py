@@ -1,17 +1,18 @@
-"""What is doubtful in the content: unfilled slots, templates that leak between splits, unknown checks."""
+"""What is doubtful in the content: empty slots, templates that leak, checks that written answers fail."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
-from nestling.checks import is_held_out
+from nestling.checks import Answer, is_held_out, judge
 from nestling.data.curriculum.generator import items
 from nestling.data.curriculum.schema import SPLITS, Curriculum, Template
 from nestling.errors import DataError
 
 GRAM = 4
 NEAR = 0.5
+JUDGED = 100
 _WORDS = re.compile(r"\{?[a-z0-9_']+\}?|[\u4e00-\u9fff]")
 
 
@@ -35,6 +36,7 @@ def lint(content: Curriculum) -> Iterator[str]:
     for name, behaviour in content.behaviours.items():
         yield from _leaks(name, content)
         try:
+            yield from _answers_unfit(name, content)
             for split in SPLITS:
                 for item in items(split, 0, [name], curriculum=content):
                     if is_held_out(item.check) != behaviour.held_out:
@@ -59,3 +61,18 @@ def _leaks(name: str, content: Curriculum) -> Iterator[str]:
                 if share >= NEAR and normalised(template) != normalised(trained):
                     texts = f"{template.turns[-1]!r} / {trained.turns[-1]!r}"
                     yield f"{name}: {template.id} is near {trained.id} ({share:.0%}): {texts}"
+
+
+def _answers_unfit(name: str, content: Curriculum) -> Iterator[str]:
+    """Good answers that their own check refuses, and worst ones that it lets pass."""
+    reported = set()
+    for item in items("train", 0, [name], JUDGED, curriculum=content):
+        if not item.answers:
+            yield f"{name}: {item.id} has no answer"
+        for text, good in [(text, True) for text in item.answers] + [
+            (text, False) for text in item.worse[-1:]
+        ]:
+            verdict = judge(item.check, Answer(item.messages, text))
+            if verdict.passed != good and text not in reported:
+                reported.add(text)
+                yield f"{name}: {item.id}: {text!r}: {verdict.reason}"
