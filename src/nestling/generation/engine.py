@@ -229,6 +229,7 @@ class Engine:
         )
         return StepEvent(s.ticket, text, completion)
 
+    @torch.inference_mode()
     def _leave(self, row: int) -> None:
         moved = self._cache.remove(row)
         self._running[row] = self._running[moved]

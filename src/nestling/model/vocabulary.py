@@ -25,7 +25,7 @@ class _TokenLogprobs(torch.autograd.Function):
         for start in range(0, len(targets), _CHUNK):
             part = slice(start, start + _CHUNK)
             raw = hidden[part] @ weight.T
-            logits = raw.float().div_(temperature)
+            logits = raw.to(torch.float32, copy=True).div_(temperature)
             log_z = logits.logsumexp(-1)
             normaliser[part] = log_z
             logprobs[part] = logits.gather(-1, targets[part, None])[:, 0] - log_z
@@ -45,7 +45,7 @@ class _TokenLogprobs(torch.autograd.Function):
         for number, raw in enumerate(kept):
             part = slice(number * _CHUNK, number * _CHUNK + _CHUNK)
             # d logprob / d logits = (onehot - softmax) / temperature
-            slope = torch.exp(raw.float().div_(ctx.temperature).sub_(normaliser[part, None])).neg_()
+            slope = raw.to(torch.float32, copy=True).div_(ctx.temperature).sub_(normaliser[part, None]).exp_().neg_()
             slope[torch.arange(len(slope), device=slope.device), targets[part]] += 1
             slope *= (grads[0][part] / ctx.temperature)[:, None]
             slope = slope.to(hidden.dtype)

@@ -1,0 +1,60 @@
+"""Keeping the weights of the lowest validation loss."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from nestling.workspace import atomic
+
+
+class BestWeights:
+    """Remembers the best validation so far and the weights it was measured on, one file a record.
+
+    The file carries its step in its name: after a kill, the resumed run points at the file its state knows and writes
+    later ones again with the same content.
+    """
+
+    def __init__(self, folder: Path, parameters: dict[str, Tensor]) -> None:
+        self.folder, self.parameters = folder, parameters
+        self.loss, self.step = math.inf, -1
+        self.history: list[tuple[int, float]] = []
+
+    def record(self, step: int, loss: float) -> None:
+        """Note a validation; keep the weights when it is the best."""
+        self.history.append((step, loss))
+        if loss < self.loss:
+            self.loss, self.step = loss, step
+            tensors = {name: p.detach().contiguous() for name, p in self.parameters.items()}
+            atomic.write_bytes(self._file(step), save(tensors))
+
+    def restore(self) -> None:
+        """Put the best weights back and delete the files."""
+        if self.step >= 0:
+            stored = load_file(self._file(self.step))
+            with torch.no_grad():
+                for name, parameter in self.parameters.items():
+                    parameter.copy_(stored[name])
+
+    @property
+    def still_falling(self) -> bool:
+        """True when the last validation was the best: more training might have helped."""
+        return bool(self.history) and self.history[-1][0] == self.step
+
+    def state(self) -> dict[str, Any]:
+        for file in self.folder.glob("best-*.safetensors"):
+            if file != self._file(self.step):
+                file.unlink()
+        return {"loss": self.loss if self.step >= 0 else None, "step": self.step, "history": self.history}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.step, self.history = state["step"], [(s, v) for s, v in state["history"]]
+        self.loss = math.inf if state["loss"] is None else state["loss"]
+
+    def _file(self, step: int) -> Path:
+        return self.folder / f"best-{step:06d}.safetensors"

@@ -1,0 +1,101 @@
+"""The one training loop: steps, progress, checkpoints, exact resume. Stages say what a step is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from nestling.errors import TrainingStopped
+from nestling.training.checkpoint import load_checkpoint, save_checkpoint
+from nestling.training.learner import Learner
+from nestling.workspace import atomic
+from nestling.workspace.events import EventLog
+
+
+class Stage(Protocol):
+    """What the loop runs: SFT, reward model or PPO.
+
+    A step must depend only on the learner's state, ``state()`` and the step's number: that is what makes a killed
+    run resume to the same weights.
+    """
+
+    name: str
+    learner: Learner
+
+    @property
+    def total_steps(self) -> int: ...
+
+    def step(self, step: int) -> dict[str, float]:
+        """Do step number ``step`` (from 0) and return what to log. May raise StopEarly."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Everything besides the optimizer that later steps depend on, as JSON."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+class StopEarly(Exception):
+    """Raised by a stage when further steps are pointless; carries the reason."""
+
+
+class Progress:
+    """Time to go, from the speed of this process's own steps."""
+
+    def __init__(self, done: int, total: int) -> None:
+        self.start, self.first, self.total = time.monotonic(), done, total
+
+    def seconds_left(self, done: int) -> float:
+        spent = time.monotonic() - self.start
+        return spent / max(1, done - self.first) * (self.total - done)
+
+
+def fit(
+    stage: Stage,
+    folder: Path,
+    events: EventLog,
+    *,
+    device: torch.device,
+    checkpoint_seconds: float = 60.0,
+    on_step: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> None:
+    """Run ``stage`` to its end, continuing from ``folder``'s last checkpoint when there is one.
+
+    Checkpoints are taken by the clock and never change the outcome: the state restores every bit of what a step
+    depends on.
+    """
+    atomic.remove_partials(folder)
+    done = 0
+    found = load_checkpoint(folder, device)
+    if found:
+        tensors, state = found
+        stage.learner.optimizer.load_state(tensors)
+        stage.load_state(state["stage"])
+        done = state["step"]
+    total = stage.total_steps
+    events.append("stage_started", stage=stage.name, step=done, total=total, resumed=bool(found))
+    progress, saved = Progress(done, total), time.monotonic()
+    while done < total:
+        try:
+            metrics = stage.step(done)
+        except StopEarly as reason:
+            events.append("stopped_early", stage=stage.name, step=done, reason=str(reason))
+            break
+        except TrainingStopped as problem:
+            save_checkpoint(folder, done, stage.learner.optimizer.state(), {"stage": stage.state()})
+            events.append("stage_failed", stage=stage.name, step=done, reason=str(problem))
+            raise
+        done += 1
+        left = progress.seconds_left(done)
+        events.append("step", stage=stage.name, step=done, total=total, seconds_left=round(left, 1), metrics=metrics)
+        if on_step:
+            on_step(done, total, metrics)
+        if time.monotonic() - saved >= checkpoint_seconds and done < total:
+            save_checkpoint(folder, done, stage.learner.optimizer.state(), {"stage": stage.state()})
+            saved = time.monotonic()
+    events.append("stage_finished", stage=stage.name, step=done, total=total)

@@ -1,0 +1,113 @@
+"""AdamW on fp32 masters of parameters that compute in a smaller format.
+
+A bf16 weight has 8 bits of mantissa: an update of 1e-6 would vanish in it. So the optimizer owns an fp32 copy of
+every trained parameter, gradients are accumulated in fp32 as they appear, and after each step the compute weights are
+the masters rounded. Where a parameter is fp32 already, it is its own master.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Named parameters that share a peak learning rate."""
+
+    parameters: dict[str, nn.Parameter]
+    learning_rate: float
+    weight_decay: float = 0.0
+
+
+class MasterAdamW:
+    """AdamW (Loshchilov and Hutter 2019). Weight decay touches matrices only.
+
+    Args:
+        groups: what to train; a name may stand in one group only.
+        betas, eps: Adam's.
+    """
+
+    def __init__(
+        self, groups: Iterable[ParameterGroup], betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8
+    ) -> None:
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.masters: dict[str, Tensor] = {}
+        adam_groups: list[dict[str, Any]] = []
+        for group in groups:
+            for matrices in (True, False):
+                named = {n: p for n, p in group.parameters.items() if (p.dim() >= 2) == matrices}
+                if not named:
+                    continue
+                self.parameters |= named
+                masters = {name: self._master(p) for name, p in named.items()}
+                self.masters |= masters
+                rates = {"lr": group.learning_rate, "peak": group.learning_rate}
+                decay = group.weight_decay if matrices else 0.0
+                adam_groups.append({"params": list(masters.values()), "weight_decay": decay, **rates})
+        self._adam = torch.optim.AdamW(adam_groups, betas=betas, eps=eps, fused=True)
+
+    def _master(self, parameter: nn.Parameter) -> Tensor:
+        if parameter.dtype == torch.float32:
+            return parameter
+        master = parameter.detach().float().clone()
+
+        def accumulate(p: Tensor) -> None:
+            if p.grad is not None:
+                master.grad = p.grad.float() if master.grad is None else master.grad.add_(p.grad)
+                p.grad = None
+
+        parameter.register_post_accumulate_grad_hook(accumulate)
+        return master
+
+    def clip_gradients(self, max_norm: float) -> float:
+        """Scale all gradients so that their joint 2-norm is at most ``max_norm``; returns the norm before."""
+        gradients = [m.grad for m in self.masters.values() if m.grad is not None]
+        norm = math.sqrt(sum(float(g.pow(2).sum(dtype=torch.float64)) for g in gradients))
+        if norm > max_norm:
+            for gradient in gradients:
+                gradient.mul_(max_norm / norm)
+        return norm
+
+    @torch.no_grad()
+    def step(self, scale: float) -> None:
+        """Apply the gradients at ``scale`` times each group's peak rate and round the masters into the model."""
+        for group in self._adam.param_groups:
+            group["lr"] = group["peak"] * scale
+        self._adam.step()
+        self._adam.zero_grad(set_to_none=True)
+        self.publish()
+
+    def zero_grad(self) -> None:
+        self._adam.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Round the masters into the compute weights."""
+        for name, parameter in self.parameters.items():
+            if self.masters[name] is not parameter:
+                parameter.copy_(self.masters[name])
+
+    def state(self) -> dict[str, Tensor]:
+        """Masters, both moments and the step count, by name."""
+        tensors: dict[str, Tensor] = {}
+        for name, master in self.masters.items():
+            tensors[f"master/{name}"] = master.detach()
+            for key, value in self._adam.state.get(master, {}).items():
+                tensors[f"{key}/{name}"] = value
+        return tensors
+
+    @torch.no_grad()
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Continue exactly where ``state`` was taken."""
+        for name, master in self.masters.items():
+            master.copy_(tensors[f"master/{name}"])
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            if f"step/{name}" in tensors:
+                self._adam.state[master] = {key: tensors[f"{key}/{name}"].clone() for key in keys}
+        self.publish()

@@ -1,0 +1,68 @@
+"""Proximal policy optimisation: ``train_ppo`` and its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from nestling.errors import DataError
+from nestling.generation.engine import Engine
+from nestling.model.hf_folder import LoadedModel, copy_decoder
+from nestling.model.lora import merge_lora
+from nestling.model.scorer import Scorer
+from nestling.rewards.terms import CheckScore, LearnedScore, Looping, RewardMix, Term, Unfinished
+from nestling.training.loop import fit
+from nestling.training.ppo.config import PPOConfig
+from nestling.training.ppo.networks import Networks
+from nestling.training.ppo.stage import PPO, Prompt
+from nestling.workspace.events import EventLog
+
+__all__ = ["PPO", "Networks", "PPOConfig", "Prompt", "reward_mix", "train_ppo"]
+
+
+def reward_mix(config: PPOConfig, scorer: Scorer | None) -> RewardMix:
+    """The reward the settings ask for: learned score and rules, each with its weight."""
+    terms: list[tuple[Term, float]] = [
+        (CheckScore(), config.check_weight),
+        (Unfinished(), -config.unfinished_penalty),
+        (Looping(), -config.looping_penalty),
+    ]
+    if scorer is not None and config.learned_weight > 0:
+        terms.append((LearnedScore(scorer, config.learned_clip, config.row_tokens), config.learned_weight))
+    return RewardMix(terms)
+
+
+def train_ppo(
+    model: LoadedModel,
+    prompts: Sequence[Prompt],
+    scorer: Scorer | None,
+    config: PPOConfig,
+    folder: Path,
+    events: EventLog,
+    *,
+    reward: RewardMix | None = None,
+    on_step: Callable[[int, int, dict[str, float]], None] | None = None,
+    checkpoint_seconds: float = 60.0,
+) -> None:
+    """Align ``model`` in place. Its weights at the start are the reference.
+
+    ``reward`` replaces the mix of the settings. A separate critic starts from the reward model's trunk, or from the
+    policy's when there is none.
+
+    Raises:
+        DataError: no prompts.
+        TrainingStopped: NaN or collapse; the last checkpoint is kept.
+    """
+    if not prompts:
+        raise DataError("PPO has no prompts.", remedy="Give prompts, or use the starter curriculum.")
+    critic = None
+    if config.critic == "separate":
+        critic = copy_decoder(scorer.decoder if scorer is not None else model.decoder)
+        for parameter in critic.model.parameters():
+            parameter.requires_grad_(True)
+    networks = Networks(model, config, critic)
+    engine = Engine(model, max_batch=config.prompts)
+    stage = PPO(networks, engine, prompts, reward or reward_mix(config, scorer), config, folder)
+    fit(stage, folder, events, device=model.decoder.device, on_step=on_step, checkpoint_seconds=checkpoint_seconds)
+    if config.lora:
+        merge_lora(model.decoder)

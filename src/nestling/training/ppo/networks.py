@@ -1,0 +1,70 @@
+"""The networks of PPO: policy, reference, critic."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from nestling.model.decoder import Decoder
+from nestling.model.heads import ScalarHead
+from nestling.model.hf_folder import LoadedModel, copy_decoder
+from nestling.model.lora import add_lora, adapters_off
+from nestling.model.rows import Row
+from nestling.model.vocabulary import token_logprobs
+from nestling.training.optimizer import ParameterGroup
+from nestling.training.ppo.config import PPOConfig
+from nestling.training.sft import trainable
+
+
+class Networks(nn.Module):
+    """Policy with a value head on its own trunk or beside it, and the frozen reference.
+
+    With LoRA the reference is the policy with its adapters off and costs no memory.
+    """
+
+    def __init__(self, model: LoadedModel, config: PPOConfig, critic: Decoder | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.policy = model.decoder
+        self.reference: Decoder | None = None if config.lora else copy_decoder(model.decoder)
+        if config.lora:
+            add_lora(self.policy.model, config.lora.rank, config.lora.alpha, seed=config.seed)
+            self.policy.lm_head.weight.requires_grad_(False)
+        self.critic: Decoder | None = critic if config.critic == "separate" else None
+        self.value_head = ScalarHead(model.config.hidden_size, bias=True).to(self.policy.device)
+
+    def groups(self) -> list[ParameterGroup]:
+        """What is trained at which peak rate."""
+        c = self.config
+        groups = [
+            ParameterGroup(trainable(self.policy, "policy."), c.learning_rate, c.weight_decay),
+            ParameterGroup(trainable(self.value_head, "value_head."), c.critic_learning_rate),
+        ]
+        if self.critic is not None:
+            trunk = trainable(self.critic.model, "critic.")
+            groups.append(ParameterGroup(trunk, c.critic_trunk_learning_rate, c.weight_decay))
+        return groups
+
+    def forward(self, row: Row) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities, entropies and values of a row's targets, fp32 [N] each."""
+        hidden = self.policy(row.ids, row.layout)[row.predictors]
+        logprobs, entropy = token_logprobs(
+            hidden, self.policy.lm_head.weight, row.targets, self.config.temperature
+        )
+        return logprobs, entropy, self.value_head(self.value_features(row, hidden))
+
+    def value_features(self, row: Row, hidden: Tensor) -> Tensor:
+        """What the value head reads, [N, hidden_size]. With a zero coefficient no gradient reaches the trunk."""
+        if self.critic is not None:
+            return self.critic(row.ids, row.layout)[row.predictors]
+        return hidden if self.config.value_coef > 0 else hidden.detach()
+
+    @torch.no_grad()
+    def reference_logprobs(self, row: Row) -> Tensor:
+        """The frozen reference's log-probabilities of a row's targets, fp32 [N]."""
+        decoder = self.reference if self.reference is not None else self.policy
+        with adapters_off(self.policy) if self.reference is None else nullcontext():
+            hidden = decoder(row.ids, row.layout)[row.predictors]
+            return token_logprobs(hidden, decoder.lm_head.weight, row.targets, self.config.temperature)[0]

@@ -1,0 +1,270 @@
+"""PPO (Schulman et al. 2017) for language models (Stiennon et al. 2020, Ouyang et al. 2022).
+
+An iteration: answer prompts with the current policy; score the answers; turn scores and KL costs into advantages;
+several clipped updates on that experience. Log-probabilities the ratios start from are recomputed by the training
+forward, so that before the first update the ratio is exactly 1, and how far the engine's own log-probabilities are
+from them is logged.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nestling.data.packing import epoch_order
+from nestling.errors import TrainingStopped
+from nestling.generation.engine import Engine
+from nestling.generation.protocol import Sampling
+from nestling.generation.sampler import derive_seed
+from nestling.model.rows import Row
+from nestling.objectives.policy import explained_variance, ppo_policy_loss, value_loss
+from nestling.rewards.terms import Attempt, RewardMix
+from nestling.text.messages import Message
+from nestling.training.learner import Learner, Loss
+from nestling.training.optimizer import MasterAdamW
+from nestling.training.ppo.config import PPOConfig
+from nestling.training.ppo.experience import Trace, as_sample, joined, rows_of, token_rewards, with_advantages
+from nestling.training.ppo.networks import Networks
+from nestling.training.schedule import rate_scale
+from nestling.workspace import atomic
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Something to answer, with the check its answer is held against."""
+
+    messages: Sequence[Message]
+    check: Mapping[str, Any] | None = None
+
+
+class PPO:
+    """The stage: a step is one iteration."""
+
+    name = "ppo"
+
+    def __init__(
+        self, networks: Networks, engine: Engine, prompts: Sequence[Prompt], reward: RewardMix, config: PPOConfig,
+        folder: Path,
+    ) -> None:  # fmt: skip
+        self.networks, self.engine, self.prompts, self.reward = networks, engine, prompts, reward
+        self.config, self.folder = config, folder
+        self.learner = Learner(MasterAdamW(networks.groups()), config.max_grad_norm)
+        self.device = networks.policy.device
+        self.kl_coef = config.kl_coef
+        self.silent_iterations = 0
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.iterations
+
+    def state(self) -> dict[str, Any]:
+        return {"kl_coef": self.kl_coef, "silent_iterations": self.silent_iterations}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.kl_coef, self.silent_iterations = state["kl_coef"], state["silent_iterations"]
+
+    def step(self, step: int) -> dict[str, float]:
+        if step == 0:
+            self.warm_up_critic()
+        start = time.monotonic()
+        attempts, generating = self.roll_out(step)
+        traces, terms = self.evaluate(attempts)
+        metrics = self.describe(attempts, traces) | terms
+        metrics |= self.improve(traces, step)
+        self.adapt_kl(metrics["kl"])
+        tokens = sum(len(t.rewards) for t in traces)
+        seconds = time.monotonic() - start
+        metrics |= {
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "generating_share": generating / seconds,
+        }
+        if step % self.config.transcript_every == 0 or step + 1 == self.total_steps:
+            self.save_transcripts(step, attempts, traces)
+        self.watch(metrics)
+        return metrics
+
+    # Experience -------------------------------------------------------------------------------------------------
+
+    def roll_out(self, step: int) -> tuple[list[Attempt], float]:
+        """Answer this iteration's prompts; returns the attempts and the seconds spent generating."""
+        chosen = self.chosen_prompts(step)
+        ids = [self.engine.tokenizer.render_prompt(prompt.messages) for prompt in chosen]
+        sampling = [
+            Sampling(
+                temperature=self.config.temperature,
+                max_tokens=self.config.max_new_tokens,
+                seed=derive_seed(self.config.seed, step, index),
+            )
+            for index in range(len(chosen))
+        ]
+        start = time.monotonic()
+        completions = self.engine.generate_ids(ids, sampling)
+        seconds = time.monotonic() - start
+        attempts = [Attempt(p.messages, c, p.check) for p, c in zip(chosen, completions, strict=True)]
+        return attempts, seconds
+
+    def chosen_prompts(self, step: int) -> list[Prompt]:
+        """The prompts of an iteration: an endless walk through all of them, in a new order each time around."""
+        chosen = []
+        for position in range(step * self.config.prompts, (step + 1) * self.config.prompts):
+            epoch, at = divmod(position, len(self.prompts))
+            chosen.append(self.prompts[epoch_order(len(self.prompts), self.config.seed, epoch)[at]])
+        return chosen
+
+    @torch.no_grad()
+    def evaluate(self, attempts: Sequence[Attempt]) -> tuple[list[Trace], dict[str, float]]:
+        """Score the attempts and work out what each token was worth."""
+        scores, terms = self.reward(attempts)
+        samples = [as_sample(a.completion) for a in attempts]
+        traces: list[Trace | None] = [None] * len(attempts)
+        for indices, row in rows_of(samples, self.config.row_tokens, self.device):
+            logprobs, _, values = self.networks(row)
+            parts = [t.split(row.counts) for t in (logprobs, self.networks.reference_logprobs(row), values)]
+            for index, own, reference, value in zip(indices, *parts, strict=True):
+                completion = attempts[index].completion
+                rewards = token_rewards(scores[index], own, reference, self.kl_coef)
+                rollout = torch.tensor(completion.logprobs, device=self.device)
+                traces[index] = Trace(completion, own, rollout, reference, value, rewards, rewards, rewards)
+        finished = with_advantages([t for t in traces if t is not None], self.config.gamma, self.config.gae_lambda)
+        means = {f"reward/{name}": sum(values) / len(values) for name, values in terms.items()}
+        return finished, means | {"reward/total": sum(scores) / len(scores)}
+
+    @torch.no_grad()
+    def warm_up_critic(self) -> None:
+        """Fit the value head to the returns of the unmoved policy before it is believed."""
+        features, returns = [], []
+        for batch in range(self.config.critic_warmup):
+            attempts, _ = self.roll_out(-1 - batch)
+            traces, _ = self.evaluate(attempts)
+            for indices, row in rows_of([t.sample for t in traces], self.config.row_tokens, self.device):
+                hidden = self.networks.policy(row.ids, row.layout)[row.predictors]
+                features.append(self.networks.value_features(row, hidden).float())
+                # The plain sum of what follows: no critic has a say in its own targets yet.
+                returns += [traces[i].rewards.flip(0).cumsum(0).flip(0) for i in indices]
+        self.networks.value_head.fit(torch.cat(features), torch.cat(returns))
+
+    # Updates ----------------------------------------------------------------------------------------------------
+
+    def improve(self, traces: Sequence[Trace], step: int) -> dict[str, float]:
+        """Several passes of clipped updates; stops early when the policy has moved far enough."""
+        scale = rate_scale(step, self.total_steps, self.config.warmup_steps, self.config.schedule)
+        history: list[dict[str, float]] = []
+        for epoch in range(self.config.epochs):
+            order = epoch_order(len(traces), derive_seed(self.config.seed, step), epoch)
+            for part in split_evenly(order, self.config.minibatches):
+                chosen = [traces[i] for i in part]
+                rows = [
+                    (row, [chosen[i] for i in indices])
+                    for indices, row in rows_of([t.sample for t in chosen], self.config.row_tokens, self.device)
+                ]
+                count = sum(len(row.targets) for row, _ in rows)
+                history.append(self.learner.update(rows, count, self.loss, scale))
+                if history[-1]["update_kl"] > self.config.stop_kl:
+                    return self.summary(history, stopped=True)
+        return self.summary(history, stopped=False)
+
+    def loss(self, batch: tuple[Row, list[Trace]]) -> Loss:
+        """Clipped policy loss plus weighted value loss, summed over the row's tokens."""
+        row, traces = batch
+        old, returns = joined(traces, "logprobs"), joined(traces, "returns")
+        logprobs, entropy, values = self.networks(row)
+        policy, clipped = ppo_policy_loss(
+            logprobs, old, joined(traces, "advantages"), self.config.clip, self.config.dual_clip
+        )
+        if self.config.importance_cap is not None:
+            mismatch = (old - joined(traces, "rollout_logprobs")).exp()
+            policy = policy * mismatch.clamp_max(self.config.importance_cap)
+        value, value_clipped = value_loss(values, joined(traces, "values"), returns, self.config.value_clip)
+        # A zero coefficient still trains the head: its input is detached then.
+        total = (policy + (self.config.value_coef or 1.0) * value).sum()
+        ratio = (logprobs - old).detach()
+        n = len(old)
+        metrics = {
+            "policy_loss": policy.sum().item(),
+            "value_loss": value.sum().item(),
+            "entropy": entropy.sum().item(),
+            "clip_fraction": clipped.sum().item(),
+            "value_clip_fraction": value_clipped.sum().item(),
+            # k3, which is never negative, of the rollout policy against the one being updated.
+            "update_kl": (torch.expm1(ratio) - ratio).sum().item(),
+            "ratio": ratio.exp().sum().item(),
+        }
+        return Loss(total, n, {name: (value, n) for name, value in metrics.items()})
+
+    @staticmethod
+    def summary(history: Sequence[dict[str, float]], stopped: bool) -> dict[str, float]:
+        """Means over an iteration's updates; first and last ratio KL tell how far it went."""
+        mean = {name: sum(h[name] for h in history) / len(history) for name in history[0]}
+        return mean | {
+            "first_update_kl": history[0]["update_kl"],
+            "last_update_kl": history[-1]["update_kl"],
+            "updates": float(len(history)),
+            "stopped_by_kl": float(stopped),
+        }
+
+    def adapt_kl(self, kl: float) -> None:
+        """Proportional controller of kl_coef (Ziegler et al. 2019), when a target is set."""
+        if self.config.kl_target is not None:
+            error = max(-0.2, min(0.2, kl / self.config.kl_target - 1))
+            self.kl_coef *= 1 + 0.1 * error
+
+    # Watching ---------------------------------------------------------------------------------------------------
+
+    def describe(self, attempts: Sequence[Attempt], traces: Sequence[Trace]) -> dict[str, float]:
+        """How the rollouts looked before the updates."""
+        n = len(traces)
+        lengths = [len(t.rewards) for t in traces]
+        drift: Tensor = joined(traces, "logprobs") - joined(traces, "reference_logprobs")
+        mismatch = (joined(traces, "logprobs") - joined(traces, "rollout_logprobs")).abs()
+        return {
+            "kl": drift.sum().item() / n,
+            "kl_per_token": drift.mean().item(),
+            "kl_coef": self.kl_coef,
+            "explained_variance": explained_variance(joined(traces, "values"), joined(traces, "returns")).item(),
+            "mean_length": sum(lengths) / n,
+            "eos_rate": sum(a.completion.finished for a in attempts) / n,
+            "rollout_mismatch": mismatch.mean().item(),
+            "rollout_mismatch_max": mismatch.max().item(),
+        }
+
+    def watch(self, metrics: Mapping[str, float]) -> None:
+        """Stop a run that has collapsed, in a plain sentence."""
+        self.silent_iterations = self.silent_iterations + 1 if metrics["eos_rate"] < 0.05 else 0
+        if self.silent_iterations >= 5:
+            raise TrainingStopped(
+                "PPO has collapsed: fewer than 1 answer in 20 ended by itself for five iterations.",
+                remedy="Lower ppo.learning_rate, raise ppo.kl_coef or ppo.unfinished_penalty.",
+            )
+        if metrics["kl"] > self.config.max_kl:
+            raise TrainingStopped(
+                f"PPO has collapsed: the KL to the reference is {metrics['kl']:.1f} nats an answer, "
+                f"above max_kl = {self.config.max_kl}.",
+                remedy="Lower ppo.learning_rate or raise ppo.kl_coef.",
+            )
+
+    def save_transcripts(self, step: int, attempts: Sequence[Attempt], traces: Sequence[Trace]) -> None:
+        """The first answers of an iteration, to be read by people."""
+        samples = [
+            {
+                "messages": list(a.messages),
+                "answer": a.completion.text,
+                "finished": a.completion.finished,
+                "reward": round(t.rewards.sum().item(), 3),
+            }
+            for a, t in list(zip(attempts, traces, strict=True))[:8]
+        ]
+        atomic.write_json(self.folder / "transcripts" / f"{step:04d}.json", samples)
+
+
+def split_evenly(items: Sequence[int], parts: int) -> list[list[int]]:
+    """At most ``parts`` runs of consecutive items whose sizes differ by at most one; none is empty."""
+    parts = min(parts, len(items))
+    bounds = [round(i * len(items) / parts) for i in range(parts + 1)]
+    return [list(items[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
