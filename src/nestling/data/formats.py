@@ -96,7 +96,7 @@ def read_rows(path: Path | str, row_type: type[RowType]) -> Iterator[RowType]:
     """The rows of a file, one at a time; blank lines are passed over.
 
     Raises:
-        DataError: naming ``FILE:LINE``, at the first line that cannot be used; or the file is missing or empty.
+        DataError: naming ``FILE:LINE``, at the first line that is wrong; or the file is missing or empty.
     """
     empty = True
     for number, line in _lines(path):

@@ -67,7 +67,7 @@ def validate_messages(value: Any, where: str) -> list[Message]:
         }
         if role not in expected[previous]:
             raise DataError(
-                f"a {role} turn cannot follow {previous or 'nothing'}.",
+                f"{role} cannot follow {previous or 'nothing'}.",
                 where=place,
                 remedy=f"Expected {' or '.join(expected[previous])}.",
             )

@@ -12,15 +12,12 @@ from typing import Any
 import tokenizers
 
 from nestling.errors import DataError, ModelError
-from nestling.text.literal import literal_twin
+from nestling.text.literal import LiteralEncoder, any_of
 from nestling.text.messages import ROLES, Message, require_text
 from nestling.text.template import ChatTemplate, with_assistant_name
 from nestling.workspace import atomic
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
-
-# Half a surrogate pair: messages cannot hold one, so inside this module it marks a place in a text.
-_MARK = "\ud800"
 
 
 class Tokenizer:
@@ -42,6 +39,7 @@ class Tokenizer:
         eos_id: that closing token if the template has one, else the named eos.
         pad_id: never in ``eos_ids``.
         control_ids: ids of the control tokens.
+        vocab_size: one more than the highest id.
         decoder_spec: the decoder as ``tokenizer.json`` describes it.
 
     Raises:
@@ -69,12 +67,10 @@ class Tokenizer:
         ends = [name for name in map(backend.id_to_token, eos_ids) if name is not None]
         self._control = _make_special(backend, {*self._named.values(), *ends})
         self.control_ids = frozenset(self._control.values())
+        self.vocab_size = max(backend.get_vocab().values()) + 1
         spec = json.loads(backend.to_str())
         self.decoder_spec: dict[str, Any] | None = spec["decoder"]
-        self._twin, self._private = literal_twin(spec, self._control, where)
-        spellings = _any_of(self._control)
-        self._beginning = re.compile(f"(?=(?:{spellings}))(.)", re.DOTALL)
-        self._unmarked = re.compile(f"(?:{spellings})(?!{_MARK})")
+        self._literal = LiteralEncoder(spec, self._control, where)
         self.template = None if template is None else ChatTemplate(template, where)
 
         closing = self._closing_token()
@@ -84,7 +80,7 @@ class Tokenizer:
             raise ModelError("no token ends an answer.", where=where, remedy="Name an eos_token.")
         self.eos_id = self._control[answer_ends[0]]
         self.eos_ids = frozenset(self._control[name] for name in answer_ends)
-        self._end = re.compile(_any_of(self._private[name] for name in answer_ends))
+        self._end = re.compile(any_of(self._literal.private[name] for name in answer_ends))
         self._named["pad_token"] = self._padding_token()
         self.pad_id = self._control[self._named["pad_token"]]
 
@@ -114,8 +110,7 @@ class Tokenizer:
             ) from error
         config = _read_json(folder / "tokenizer_config.json")
         names = {key.removesuffix("_token"): _spelling(config.get(key)) for key in _NAMES}
-        eos_ids = _read_json(folder / "generation_config.json").get("eos_token_id")
-        eos_ids = eos_ids if isinstance(eos_ids, list) else [] if eos_ids is None else [eos_ids]
+        eos_ids = _end_ids(folder / "generation_config.json")
         return cls(backend, _template_source(folder, config), eos_ids=eos_ids, where=str(folder), **names)
 
     def save(self, folder: Path | str) -> None:
@@ -131,21 +126,19 @@ class Tokenizer:
         }
         if self.template is not None:
             config["chat_template"] = self.template.source
-        generation: dict[str, Any] = {"eos_token_id": sorted(self.eos_ids), "pad_token_id": self.pad_id}
+        # The main end token first: readers that know only one take that.
+        ends = sorted(self.eos_ids, key=lambda token_id: (token_id != self.eos_id, token_id))
+        generation: dict[str, Any] = {"eos_token_id": ends, "pad_token_id": self.pad_id}
         if "bos_token" in self._named:
             generation["bos_token_id"] = self._control[self._named["bos_token"]]
         atomic.write_text(folder / "tokenizer.json", self.backend.to_str(pretty=True))
         atomic.write_json(folder / "tokenizer_config.json", config)
         atomic.write_json(folder / "generation_config.json", generation)
-
-    @property
-    def vocab_size(self) -> int:
-        """One more than the highest id."""
-        return max(self.backend.get_vocab().values()) + 1
+        (folder / "chat_template.jinja").unlink(missing_ok=True)  # an older one would win over ours
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; nothing is added, and a control token spelled in it stays text."""
-        return self._twin.encode(text, add_special_tokens=False).ids
+        return self._literal.encode(text)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of ``ids``; bytes that are not UTF-8 come out as U+FFFD."""
@@ -180,7 +173,7 @@ class Tokenizer:
             add_generation_prompt=add_generation_prompt,
             special_tokens=self._named,
         )
-        text = self._unmarked.sub(lambda found: self._private[found[0]], text).replace(_MARK, "")
+        text = self._literal.settle(text)
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -196,7 +189,7 @@ class Tokenizer:
 
     def encode_continuation(self, rendered: str) -> list[int]:
         """Ids of rendered text that continues other text, so without SentencePiece's space at a beginning."""
-        return self.encode(self._private[self._named["pad_token"]] + rendered)[1:]
+        return self.encode(self._literal.private[self._named["pad_token"]] + rendered)[1:]
 
     def with_assistant_name(self, name: str) -> Tokenizer:
         """This tokenizer with a chat template whose default system sentence names ``name``.
@@ -216,7 +209,7 @@ class Tokenizer:
             raise DataError(
                 f"unknown role {role!r}.", where="message", remedy=f"Use one of {', '.join(ROLES)}."
             )
-        return Message(role=role, content=self._beginning.sub(rf"\1{_MARK}", content))
+        return Message(role=role, content=self._literal.mark(content))
 
     def _closing_token(self) -> str | None:
         """The control token the template writes right after an assistant's content."""
@@ -228,8 +221,8 @@ class Tokenizer:
             text = self.render(turns, add_generation_prompt=False)
         except DataError:
             return None  # it wants other conversations than this
-        by_private = {private: name for name, private in self._private.items()}
-        found = re.search(rf"{content}\s*({_any_of(by_private)})", text)
+        by_private = {private: name for name, private in self._literal.private.items()}
+        found = re.search(rf"{content}\s*({any_of(by_private)})", text)
         return by_private[found[1]] if found else None
 
     def _padding_token(self) -> str:
@@ -268,11 +261,6 @@ def _make_special(backend: tokenizers.Tokenizer, names: Iterable[str]) -> dict[s
     return {token.content: token_id for token_id, token in tokens if token.special}
 
 
-def _any_of(spellings: Iterable[str]) -> str:
-    """A pattern for one of ``spellings``, the longest where several begin; it never matches when empty."""
-    return "|".join(re.escape(s) for s in sorted(spellings, key=len, reverse=True)) or "(?!)"
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
@@ -285,6 +273,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError("this must be a JSON object.", where=str(path), remedy="Fetch the file again.")
     return value
+
+
+def _end_ids(path: Path) -> list[int]:
+    value = _read_json(path).get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(token_id) is int and token_id >= 0 for token_id in ids):
+        raise ModelError(f"'eos_token_id' must be an id or a list of ids, not {value!r}.", where=str(path))
+    return ids
 
 
 def _spelling(value: Any) -> str | None:
@@ -303,7 +299,8 @@ def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
             raise ModelError(f"this is not UTF-8: {error}.", where=str(path)) from error
     source = config.get("chat_template")
     if isinstance(source, list):
-        source = {entry.get("name"): entry.get("template") for entry in source}.get("default")
+        source = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+        source = source.get("default")
     if source is not None and not isinstance(source, str):
         raise ModelError("'chat_template' must be text.", where=str(folder / "tokenizer_config.json"))
     return source
