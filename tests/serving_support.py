@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import tokenizers
 import torch
+from fastapi import FastAPI
 from tokenizers import decoders, models, pre_tokenizers
 
 from nestling.errors import ModelError
@@ -27,6 +28,7 @@ from nestling.generation.engine import Engine
 from nestling.model.config import ModelConfig
 from nestling.model.decoder import Decoder
 from nestling.model.hf_folder import LoadedModel, load_model, save_model
+from nestling.serving import Server, ServerSettings, create_app, serve
 from nestling.text.tokenizer import Tokenizer
 from nestling.workspace import Card, Version, Workspace
 
@@ -92,20 +94,26 @@ def load_engine(version: Version) -> Engine:
     return Engine(load_model(version.folder, torch.float32), max_batch=4)
 
 
-class LiveServer:
-    """A server in a process of its own, as a user runs it."""
+def make_app(workspace: Workspace, settings: ServerSettings) -> FastAPI:
+    """The app of both kinds of server below. Its progress is whatever ``progress.json`` says."""
+    torch.set_num_threads(1)
+    path = workspace.root / "progress.json"
 
-    def __init__(self, workspace: Workspace, **settings: object) -> None:
-        self.workspace = workspace
-        arguments = [sys.executable, __file__, str(workspace.root), json.dumps({"port": 0, **settings})]
-        self.process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.url = self.process.stdout.readline().strip()
-        assert self.url, "the server did not start"
+    def progress() -> dict[str, Any] | None:
+        return json.loads(path.read_text()) if path.exists() else None
+
+    return create_app(workspace, load_engine, settings, progress)
+
+
+class LiveServer:
+    """A server that listens on loopback."""
+
+    def __init__(self, workspace: Workspace, url: str) -> None:
+        self.workspace, self.url = workspace, url
 
     def client(self, **options: object) -> httpx.Client:
         """An HTTP client for this server."""
-        return httpx.Client(base_url=self.url, timeout=30, **options)  # type: ignore[arg-type]
+        return httpx.Client(base_url=self.url, timeout=60, **options)  # type: ignore[arg-type]
 
     def wait(self, version: str | None = None) -> LiveServer:
         """Wait until a version (or this one) is served."""
@@ -122,27 +130,36 @@ class LiveServer:
         with self.client() as client:
             return client.get("/api/status").raise_for_status().json()
 
-    def kill(self, number: int = signal.SIGKILL) -> int:
-        """End the process with a signal; returns its exit code."""
-        self.process.send_signal(number)
-        code = self.process.wait(20)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return code
-
 
 @contextlib.contextmanager
 def running(workspace: Workspace, **settings: object) -> Iterator[LiveServer]:
-    """A live server for the length of the block."""
-    server = LiveServer(workspace, **settings)
+    """A live server in a thread, for the length of the block."""
+    chosen = ServerSettings(port=0, **settings)  # type: ignore[arg-type]
+    server = Server(make_app(workspace, chosen), chosen)
+    thread = threading.Thread(target=server.answer)
+    thread.start()
     try:
-        yield server
+        yield LiveServer(workspace, server.url)
     finally:
-        if server.process.poll() is None:
-            server.kill()
+        server.should_exit = True
+        thread.join()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+@contextlib.contextmanager
+def running_process(workspace: Workspace) -> Iterator[tuple[LiveServer, subprocess.Popen[str]]]:
+    """A live server in a process of its own, for tests that kill it."""
+    arguments = [sys.executable, __file__, str(workspace.root)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert url, "the server did not start"
+        try:
+            yield LiveServer(workspace, url), process
+        finally:
+            process.kill()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     """Poll until ``condition`` holds; fails after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -155,20 +172,6 @@ def ask(text: str = "Hi") -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-def _main() -> None:
-    from nestling.serving import ServerSettings, create_app, serve
-
-    torch.set_num_threads(1)
-    settings = ServerSettings(**json.loads(sys.argv[2]))
-    workspace = Workspace(sys.argv[1])
-    progress_path = workspace.root / "progress.json"
-
-    def progress() -> dict[str, Any] | None:
-        return json.loads(progress_path.read_text()) if progress_path.exists() else None
-
-    app = create_app(workspace, load_engine, settings, progress)
-    serve(app, settings, lambda url: print(url, flush=True))
-
-
 if __name__ == "__main__":
-    _main()
+    _settings = ServerSettings(port=0)
+    serve(make_app(Workspace(sys.argv[1]), _settings), _settings, lambda url: print(url, flush=True))

@@ -29,7 +29,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     publish(workspace, ["no"], "reward_model")
     workspace.versions.mark("v3-ppo", "rejected", "worse")
     workspace.versions.promote("v1-base", "first")
-    with running(workspace, max_queue=2) as server:
+    with running(workspace, max_queue=4) as server:
         yield server.wait()
 
 
@@ -241,7 +241,7 @@ class TestStreamsEnd:
                 max_tokens=90_000,
             )
 
-        streams = [start(), start()]
+        streams = [start() for _ in range(4)]
         for stream in streams:
             next(stream)
         with pytest.raises(openai.RateLimitError) as caught:
@@ -258,13 +258,13 @@ class TestStreamsEnd:
                 into[seed] = reply.choices[0].message.content or ""
 
         together: dict[int, str] = {}
-        threads = [threading.Thread(target=say, args=(seed, together)) for seed in range(6)]
+        threads = [threading.Thread(target=say, args=(seed, together)) for seed in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         alone: dict[int, str] = {}
-        for seed in range(6):
+        for seed in range(4):
             say(seed, alone)
         assert together == alone
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nestling.serving.app import create_app
-from nestling.serving.run import serve
+from nestling.serving.run import Server, serve
 from nestling.serving.settings import ServerSettings, hash_token
 
-__all__ = ["ServerSettings", "create_app", "hash_token", "serve"]
+__all__ = ["Server", "ServerSettings", "create_app", "hash_token", "serve"]

@@ -203,7 +203,7 @@ class ModelPool:
     # -- following the pointer ---------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        seen: tuple[int, int] | None = None
+        seen: object = self  # no stamp yet, not even that of a missing file
         retry_at = 0.0
         while True:
             stamp = self._pointer_stamp()

@@ -16,41 +16,61 @@ from nestling.serving.state import ServerState
 _CLOSE_SECONDS = 5
 
 
-def serve(
-    app: FastAPI, settings: ServerSettings, on_listening: Callable[[str], None] = lambda url: None
-) -> None:
-    """Serve until SIGINT or SIGTERM.
+class Server(uvicorn.Server):
+    """A server that listens from the moment it is made.
 
     Args:
         app: from ``create_app`` with the same settings.
-        on_listening: called with the URL once connections are accepted; a version may still be loading then.
+
+    Attributes:
+        url: where it is reached; port 0 has become a real one.
+        should_exit: set True from another thread to stop it.
 
     Raises:
         ConfigError: the address is taken or not this machine's.
     """
-    listener = _listen(settings)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        ws="none",
-        lifespan="on",
-        timeout_graceful_shutdown=_CLOSE_SECONDS,
-    )
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    on_listening(f"http://{shown}:{port}")
-    _Server(config).run(sockets=[listener])
 
+    def __init__(self, app: FastAPI, settings: ServerSettings) -> None:
+        self._listener = _listen(settings)
+        host, port = self._listener.getsockname()[:2]
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                ws="none",
+                lifespan="on",
+                timeout_graceful_shutdown=_CLOSE_SECONDS,
+            )
+        )
 
-class _Server(uvicorn.Server):
+    def answer(self) -> None:
+        """Answer requests until SIGINT, SIGTERM or ``should_exit``."""
+        self.run(sockets=[self._listener])
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # Before uvicorn waits for open connections: status streams and long answers would keep it waiting.
         app = cast(FastAPI, self.config.app)
         await cast(ServerState, app.state.server).stop()
         await super().shutdown(sockets)
+
+
+def serve(
+    app: FastAPI, settings: ServerSettings, on_listening: Callable[[str], None] = lambda url: None
+) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    ``on_listening`` is called with the URL once connections queue up there; a version may still be loading.
+
+    Raises:
+        ConfigError: see ``Server``.
+    """
+    server = Server(app, settings)
+    on_listening(server.url)
+    server.answer()
 
 
 def _listen(settings: ServerSettings) -> socket.socket:
