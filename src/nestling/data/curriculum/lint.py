@@ -69,9 +69,8 @@ def _answers_unfit(name: str, content: Curriculum) -> Iterator[str]:
     for item in items("train", 0, [name], JUDGED, curriculum=content):
         if not item.answers:
             yield f"{name}: {item.id} has no answer"
-        for text, good in [(text, True) for text in item.answers] + [
-            (text, False) for text in item.worse[-1:]
-        ]:
+        written = [(text, True) for text in item.answers] + [(text, False) for text in item.worse[-1:]]
+        for text, good in written:
             verdict = judge(item.check, Answer(item.messages, text))
             if verdict.passed != good and text not in reported:
                 reported.add(text)
