@@ -42,9 +42,7 @@ _MARKED = re.compile(
 )
 _NUMBERED_INLINE = re.compile(r"(?:^|\s)\(?\d{1,2}[.)]\s+([^\d\s].*?)(?=\s\(?\d{1,2}[.)]\s|$)", re.DOTALL)
 _BETWEEN = re.compile(r"\s*[,;\uff0c\u3001]\s*(?:and|or|&)?\s*|\s+(?:and|&|or)\s+|\s*[\u548c]\s*")
-_GOES_ON = re.compile(
-    r"(?:they|it|which|these|those|all|are|is|this|that|each|both|but|because|so|who|where)\b"
-)
+_GOES_ON = re.compile(r"(?:they|it|which|all|are|is|each|both|because|who|where)\b")
 _ITEM_WORDS = 5
 
 
@@ -53,10 +51,10 @@ def _listed_items(text: str) -> list[str]:
     for found in (_MARKED.findall(text), _NUMBERED_INLINE.findall(text)):
         if len(found) >= 2:
             return found
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip().lower() not in ("", "and", "or")]
     heading = lines and lines[0].endswith(":")
     body = lines[1:] if heading else lines
-    short = [line for line in body if len(line.split(":")[0].split()) <= _ITEM_WORDS and len(line) > 3]
+    short = [line for line in body if len(line.split(":")[0].split()) <= _ITEM_WORDS]
     if len(body) >= 2 and len(short) >= 2 and (heading or len(short) == len(body)):
         return [line.split(":")[0] for line in short]
     return max(map(_inline_items, _statements(text)), key=len, default=[])
@@ -64,11 +62,14 @@ def _listed_items(text: str) -> list[str]:
 
 def _inline_items(statement: str) -> list[str]:
     """The items of "red, blue and green", with or without words before and after them."""
-    tail = re.split(r":\s+|\s(?:are|include|includes|like|such as)\s", statement, maxsplit=1)[-1]
-    pieces = [p.strip(" .!?\"'") for p in _BETWEEN.split(tail.strip())]
+    after_lead = re.split(r":\s+|\s(?:are|include|includes|like|such as)\s", statement, maxsplit=1)[-1]
+    return max(_items_between_commas(after_lead), _items_between_commas(statement), key=len)
+
+
+def _items_between_commas(text: str) -> list[str]:
     items: list[str] = []
-    for number, piece in enumerate(p for p in pieces if p):
-        if _GOES_ON.match(piece.lower()) or (number and len(piece.split()) > _ITEM_WORDS):
+    for piece in filter(None, (p.strip(" .!?\"'") for p in _BETWEEN.split(text.strip()))):
+        if _GOES_ON.match(piece.lower()) or (items and len(piece.split()) > _ITEM_WORDS):
             break
         items.append(piece)
     return items
@@ -253,10 +254,7 @@ _COMPARES = re.compile(
     r"|(?P<less>smaller|slower|colder|cooler|shorter|lighter|younger|weaker|quieter|lower|shallower|softer|darker"
     r"|narrower|less \w+))\b"
 )
-_RULES_OUT = (
-    r"(?:\b(?:not|never|nor|neither|rather than|instead of|unlike|over|than|compared (?:to|with))\b|n't\b)"
-    r"(?! (?:just|only|simply))[^,.;]{0,30}?"
-)
+_RULES_OUT = r"(?:\b(?:not|than|over|instead of|compared (?:to|with))\b|n't\b)(?! just)[^,.;]{0,30}?"
 _SETTLES = re.compile(r"\b(?:answer|choose|pick|prefer|winner|would go with|definitely|it is|it's)\b")
 
 
@@ -304,7 +302,8 @@ class Chooses(Check):
             re.search(_any_of(aliases), re.sub(_RULES_OUT + _any_of(aliases), " ", statement)) is not None
             for aliases in (self.right, self.wrong)
         )
-        return right if right != wrong and not statement.endswith("?") else None
+        undecided = right == wrong or statement.endswith("?") or re.search(r"\bboth\b", statement)
+        return None if undecided else right
 
 
 _FIRST_WORD = re.compile(

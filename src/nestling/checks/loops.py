@@ -19,7 +19,7 @@ def _circling_phrase(tokens: list[str]) -> str | None:
     Short phrases need more rounds ("ha ha ha" is laughter), long ones three.
     """
     for period in range(1, min(_LONGEST_PERIOD, len(tokens) // 3) + 1):
-        rounds = {1: 6, 2: 5, 3: 4}.get(period, 3)
+        rounds = {1: 7, 2: 5}.get(period, 3)
         run = 0
         for i in range(len(tokens) - period):
             run = run + 1 if tokens[i] == tokens[i + period] else 0

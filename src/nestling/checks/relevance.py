@@ -56,7 +56,7 @@ class Mentions(Check):
 
 
 class ShortReply(Check):
-    """A finished reply of at most ``max_words`` words that holds one of ``any``, when given."""
+    """A finished reply, no refusal, of at most ``max_words`` words, with one of ``any`` when given."""
 
     max_words: int = Field(ge=1)
     any: Aliases = ()
@@ -65,6 +65,8 @@ class ShortReply(Check):
         said = len(words(answer.text))
         if not said:
             return fails("says nothing")
+        if explicit_refusal(answer.text) is not None:
+            return fails("refuses")
         if loop := find_loop(answer.text):
             return fails(loop)
         if said > self.max_words:
