@@ -69,7 +69,6 @@ def save_network(
     ids["eos_token_id"].sort(key=lambda i: i != tokenizer.eos_id)  # the main end token first
     config = config | ids | {"dtype": str(decoder.dtype).removeprefix("torch.")}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(folder)
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -69,7 +70,7 @@ class Base:
 
 @dataclass(frozen=True)
 class PackagedBase:
-    """An entry of ``bases.yaml``: a model file inside a wheel."""
+    """An entry of ``bases.yaml``: a model file inside a wheel. ``config`` is its shape, for estimates."""
 
     name: str
     about: str
@@ -78,6 +79,7 @@ class PackagedBase:
     wheel: PackageFile
     member: str
     member_sha256: str
+    config: dict[str, Any]
 
 
 def known_bases() -> dict[str, PackagedBase]:
@@ -92,6 +94,7 @@ def known_bases() -> dict[str, PackagedBase]:
             wheel=PackageFile(entry["package"], str(entry["version"]), entry["wheel"], entry["wheel_sha256"]),
             member=entry["member"],
             member_sha256=entry["member_sha256"],
+            config=entry["config"],
         )
         for name, entry in yaml.safe_load(text).items()
     }

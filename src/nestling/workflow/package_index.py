@@ -60,7 +60,7 @@ def get_wheel(wheel: PackageFile, folder: Path, report: Report) -> Path:
         if not (part.is_file() and sha256_of(part) == wheel.sha256):
             try:
                 _download_directly(wheel, part, report)
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, _NotListed) as error:
                 _download_with_pip(wheel, part, error)
         check_hash(part, wheel.sha256, wheel.filename)
         part.replace(target)
@@ -82,6 +82,10 @@ def check_hash(path: Path, expected: str, name: str) -> None:
             where=name,
             remedy="Try again; if it happens twice, the index or the network changes files.",
         )
+
+
+class _NotListed(Exception):
+    """No index gave the wheel's URL."""
 
 
 # -- directly ------------------------------------------------------------------------------------------------
@@ -125,7 +129,7 @@ def _continue_download(
             have = 0
         total = have + int(answer.headers.get("Content-Length", 0))
         with part.open("ab" if have else "wb") as file:
-            for chunk in answer.iter_bytes(1 << 16):
+            for chunk in answer.iter_bytes():  # as they come: a chunk gathered first could be lost
                 file.write(chunk)
                 have += len(chunk)
                 report(have, total)
@@ -133,20 +137,20 @@ def _continue_download(
 
 def _find(client: httpx.Client, settings: dict[str, str], wheel: PackageFile) -> str:
     """The wheel's URL on the first index that lists it."""
-    problem: httpx.HTTPError = httpx.UnsupportedProtocol("pip is set to use no index")
+    reason = "pip is set to use no index on the network"
     for index in _indexes(settings):
         page = f"{index.rstrip('/')}/{wheel.package}/"
         try:
             answer = client.get(page, headers={"Accept": LISTING_TYPES})
             answer.raise_for_status()
-        except httpx.HTTPError as error:
-            problem = error
+            files = dict(_listed_files(answer))
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            reason = f"{page}: {error}"
             continue
-        for filename, url in _listed_files(answer):
-            if filename == wheel.filename:
-                return urljoin(str(answer.url), url)
-        problem = httpx.UnsupportedProtocol(f"{page} does not list {wheel.filename}")
-    raise problem
+        if wheel.filename in files:
+            return urljoin(str(answer.url), files[wheel.filename])
+        reason = f"{page} does not list it"
+    raise _NotListed(reason)
 
 
 def _listed_files(answer: httpx.Response) -> Iterator[tuple[str, str]]:
@@ -187,7 +191,7 @@ def _indexes(settings: dict[str, str]) -> list[str]:
 # -- with pip ------------------------------------------------------------------------------------------------
 
 
-def _download_with_pip(wheel: PackageFile, part: Path, why: httpx.HTTPError) -> None:
+def _download_with_pip(wheel: PackageFile, part: Path, why: Exception) -> None:
     with tempfile.TemporaryDirectory(dir=part.parent) as folder:
         pin = f"{wheel.package}=={wheel.version}"
         command = [

@@ -1,0 +1,71 @@
+"""The ``nestling`` command. Commands are loaded when they are called, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from nestling import __version__
+from nestling.errors import NestlingError
+
+COMMANDS = {
+    "up": ("run:up", "Get a base model, serve it, and raise it meanwhile."),
+    "run": ("run:run", "Raise by a recipe, headless, and end with a report."),
+    "fetch": ("stages:fetch", "Get a base model and make it the first version."),
+    "sft": ("stages:sft", "Fine-tune a version on conversations."),
+    "rank": ("stages:rank", "Sample answers to prompts and rank them by the checks."),
+    "reward-model": ("stages:reward_model", "Train a reward model on rankings."),
+    "ppo": ("stages:ppo", "Align a version by PPO."),
+    "evaluate": ("evaluate:evaluate", "Measure a version, or any OpenAI-compatible server."),
+    "compare": ("evaluate:compare", "Compare two versions on the same prompts."),
+    "chat": ("talk:chat", "Chat in the terminal."),
+    "serve": ("talk:serve", "Serve the API and the web page."),
+    "versions": ("versions:versions", "List, show, promote and roll back versions."),
+    "export": ("versions:export", "Write a version as a Hugging Face folder or a GGUF file."),
+    "data": ("data:data", "Look at the starter data, check a file, show what is trained."),
+    "doctor": ("versions:doctor", "Say what this machine can do and what is missing."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(f"nestling.cli.{module}"), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="nestling")
+def cli() -> None:
+    """Nestling: raise your own ChatGPT, serve it, and keep improving it."""
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one readable line and a non-zero exit."""
+    try:
+        cli.main(standalone_mode=False)
+    except NestlingError as error:
+        click.secho(f"Error: {error}", fg="red", err=True)
+        sys.exit(1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Stopped. Nothing is lost: the same command goes on from here.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone, as in `nestling versions list | head -1`
+        sys.exit(1)

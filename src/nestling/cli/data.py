@@ -1,0 +1,86 @@
+"""``nestling data``: what is in the starter data, what is wrong with a file, which tokens are trained."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nestling.cli.common import find_version, workspace_option
+from nestling.data import curriculum
+from nestling.data.formats import Conversation, check_file, read_rows
+from nestling.errors import DataError
+from nestling.text.samples import describe_tokens, training_samples
+from nestling.text.tokenizer import Tokenizer
+from nestling.workspace import Workspace
+
+
+@click.group()
+def data() -> None:
+    """Look at the starter data, check a file, show what is trained."""
+
+
+@data.command()
+@click.option("--behaviour", help="Show examples of one behaviour.")
+@click.option("--examples", type=click.IntRange(1), default=5, show_default=True, help="How many.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Which.")
+def starter(behaviour: str | None, examples: int, seed: int) -> None:
+    """What the starter curriculum holds."""
+    console, content = Console(), curriculum.load()
+    if behaviour is not None:
+        for item in curriculum.items("train", seed, [behaviour], examples):
+            for message in item.messages:
+                console.print(f"[bold]{message['role']}[/] ", end="")
+                console.print(message["content"], markup=False)
+            for label, answers in (("good", item.answers[:1]), ("worse", item.worse[:1])):
+                for answer in answers:
+                    console.print(f"[bold]{label} answer[/] ", end="")
+                    console.print(answer, markup=False)
+            console.print(f"check {item.check}\n", style="dim", markup=False)
+        return
+    table = Table("behaviour", "about", "templates train/gate/test", "blind", "rows", "held out")
+    for name, behaviour_ in content.behaviours.items():
+        templates, rows = content.templates[name], content.rows(name)
+        counts = " / ".join(str(len(templates[split])) for split in curriculum.SPLITS)
+        blind = sum(t.blind for t in templates["test"])
+        table.add_row(name, behaviour_.about, counts, str(blind), str(len(rows)) if rows else "-",
+                      "yes" if behaviour_.held_out else "")  # fmt: skip
+    console.print(table)
+    console.print("All of it is generated from hand-written templates and tables; its preferences are programmatic, not human.")
+
+
+@data.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def check(file: Path) -> None:
+    """Read FILE to its end and list every problem by line."""
+    report = check_file(file)
+    for problem in report.problems:
+        place = f"{file}:{problem.line}" if problem.line else str(file)
+        click.echo(f"{place}: {problem.what} {problem.remedy}")
+    click.echo(f"{report.rows} good rows of kind {report.kind or 'unknown'}, {len(report.problems)} problems.")
+    sys.exit(1 if report.problems else 0)
+
+
+@data.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--row", type=click.IntRange(1), default=1, show_default=True, help="Which conversation, from 1.")
+@click.option("--version", "name", help="Whose tokenizer and template.  [default: the served one]")
+@workspace_option
+def show(file: Path, row: int, name: str | None, root: str | None) -> None:
+    """A conversation of FILE token by token; trained tokens are marked."""
+    tokenizer = Tokenizer.load(find_version(Workspace(root), name).folder)
+    found = next((c for n, c in enumerate(read_rows(file, Conversation), 1) if n == row), None)
+    if found is None:
+        raise DataError(f"there is no row {row}.", where=str(file))
+    console = Console()
+    for sample in training_samples(tokenizer, found.messages, f"{file}:{row}"):
+        text = Text()
+        for token, trained in describe_tokens(tokenizer, sample):
+            shown = token.replace("\n", "⏎\n")
+            text.append(f"[{shown}]" if trained else shown, style="bold green" if trained else "dim")
+        console.print(text)
+        console.print(f"{sum(sample.loss_mask)} of {len(sample.ids)} tokens are trained, in [brackets].", markup=False)

@@ -1,0 +1,139 @@
+"""``nestling evaluate`` and ``nestling compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+
+from nestling.cli.common import bench_for, choose_hardware, find_version, hardware_options, workspace_option
+from nestling.errors import ConfigError
+from nestling.evaluation.compare import compare as compare_results
+from nestling.evaluation.compare import comparison_table
+from nestling.evaluation.detectors import measure_detectors, measure_refusal_on_pyrit
+from nestling.evaluation.evaluate import evaluate as evaluate_generator
+from nestling.evaluation.report import write_report
+from nestling.evaluation.results import Results, results_table
+from nestling.evaluation.suite import build_suite
+from nestling.generation.endpoint import Endpoint
+from nestling.generation.protocol import Sampling
+from nestling.workflow.recipe import EvaluationConfig
+from nestling.workflow.stages import measure
+from nestling.workspace import Version, Workspace, atomic
+
+split_option = click.option(
+    "--split", type=click.Choice(["gate", "test"]), default="test", show_default=True,
+    help="Which prompts: the gate's, or the test prompts nothing else has seen.",
+)  # fmt: skip
+json_option = click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write every prompt, answer and verdict here.")
+html_option = click.option("--html", "html_path", type=click.Path(path_type=Path), help="Write a report page here.")
+tokens_option = click.option("--max-new-tokens", type=click.IntRange(1), default=96, show_default=True, help="Longest answer in tokens.")
+seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Which prompts are chosen.")
+
+
+class _Bench:
+    """Measures versions of a workspace with one progress bar each."""
+
+    def __init__(self, root: str | None, dtype: str, threads: int, split: Any, config: EvaluationConfig) -> None:
+        self.workspace = Workspace(root)
+        self.hardware = choose_hardware(dtype, threads)
+        self.split, self.config = split, config
+
+    def results(self, version: Version, base: Results | None = None) -> Results:
+        bench = bench_for(self.workspace, "evaluate", self.hardware)
+        with Progress(console=Console(stderr=True)) as progress:
+            task = progress.add_task(f"asking {version.name}")
+            tick = lambda done, total: progress.update(task, completed=done, total=total)
+            return measure(bench, version, self.split, self.config, base, "evaluate", tick)
+
+    def with_base(self, version: Version) -> list[Results]:
+        """The base's results (they decide which facts count) and the version's."""
+        base = self.base_of(version)
+        first = self.results(base)
+        return [first] if base.name == version.name else [first, self.results(version, first)]
+
+    def base_of(self, version: Version) -> Version:
+        """The version this one was raised from, at the root of its parents."""
+        while version.card.parents:
+            version = self.workspace.versions.get(version.card.parents[0])
+        return version
+
+
+def _write(results: list[Results], json_path: Path | None, html_path: Path | None) -> None:
+    Console().print(results_table(results))
+    if json_path:
+        results[-1].save(json_path)
+    if html_path:
+        pairs = [compare_results(a, b) for a, b in zip(results, results[1:], strict=False)]
+        write_report(html_path, results, comparisons=pairs, detectors=list(measure_detectors().values()))
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[VERSION]...")
+@click.option("--endpoint", metavar="URL", help="Measure this OpenAI-compatible server instead, such as http://127.0.0.1:8000/v1.")
+@click.option("--model", "endpoint_model", help="The model's name at the endpoint.")
+@click.option("--assistant", default="Nestling", show_default=True, help="The name an endpoint's assistant goes by.")
+@click.option("--detectors", is_flag=True, help="Measure the checks themselves on labelled answers.")
+@click.option("--pyrit", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Also on this pyrit wheel's human-labelled refusals.")
+@split_option
+@tokens_option
+@seed_option
+@json_option
+@html_option
+@hardware_options
+@workspace_option
+def evaluate(names: tuple[str, ...], endpoint: str | None, endpoint_model: str | None, assistant: str, detectors: bool,
+             pyrit: Path | None, split: str, max_new_tokens: int, seed: int, json_path: Path | None,
+             html_path: Path | None, dtype: str, threads: int, root: str | None) -> None:  # fmt: skip
+    """Measure versions (the served one by default) beside their base, or any OpenAI-compatible server."""
+    if detectors or pyrit:
+        found = [*measure_detectors().values(), *(measure_refusal_on_pyrit(pyrit) if pyrit else [])]
+        for quality in found:
+            click.echo(quality.sentence())
+        return
+    config = EvaluationConfig(max_new_tokens=max_new_tokens, seed=seed)
+    if endpoint:
+        if not endpoint_model:
+            raise ConfigError("--endpoint needs --model.", remedy="Name the model as the server lists it at /v1/models.")
+        suite = build_suite(split, seed, assistant=assistant)  # type: ignore[arg-type]
+        with Progress(console=Console(stderr=True)) as progress:
+            task = progress.add_task(f"asking {endpoint_model}")
+            result = evaluate_generator(
+                Endpoint(endpoint, endpoint_model), suite, name=endpoint_model, identity=f"{endpoint}#{endpoint_model}",
+                cache=Workspace(root).cache / "endpoint-answers",
+                sampling=Sampling(temperature=0, max_tokens=max_new_tokens),
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )  # fmt: skip
+        _write([result], json_path, html_path)
+        return
+    bench = _Bench(root, dtype, threads, split, config)
+    results: list[Results] = []
+    for name in names or (find_version(bench.workspace, None).name,):
+        measured = bench.with_base(bench.workspace.versions.get(name))
+        results += [r for r in measured if r.name not in {known.name for known in results}]
+    _write(results, json_path, html_path)
+
+
+@click.command()
+@click.argument("first")
+@click.argument("second")
+@split_option
+@tokens_option
+@seed_option
+@json_option
+@hardware_options
+@workspace_option
+def compare(first: str, second: str, split: str, max_new_tokens: int, seed: int, json_path: Path | None, dtype: str,
+            threads: int, root: str | None) -> None:  # fmt: skip
+    """Compare version FIRST with version SECOND on the same prompts."""
+    bench = _Bench(root, dtype, threads, split, EvaluationConfig(max_new_tokens=max_new_tokens, seed=seed))
+    versions = [bench.workspace.versions.get(name) for name in (first, second)]
+    base = bench.with_base(versions[0])[0]
+    a, b = (base if v.name == base.name else bench.results(v, base) for v in versions)
+    comparison = compare_results(a, b)
+    Console().print(comparison_table(comparison))
+    if json_path:
+        atomic.write_text(json_path, comparison.model_dump_json(indent=2))

@@ -1,0 +1,85 @@
+"""``nestling up`` and ``nestling run``."""
+
+from __future__ import annotations
+
+import sys
+import webbrowser
+
+import click
+from rich.console import Console
+
+from nestling.cli.common import workspace_option
+from nestling.supervisor import Supervisor, exit_with_parent
+from nestling.workflow.estimate import estimate_table
+from nestling.workflow.fetch import progress_bar
+from nestling.workflow.recipe import Recipe, load_recipe
+from nestling.workflow.run import Run, stop_on_signals
+from nestling.workflow.stages import import_base
+from nestling.workspace import Workspace
+
+_SET_HELP = "Change a recipe's setting, such as ppo.kl_coef=0.05; may be given often."
+
+
+def _recipe(name: str, settings: tuple[str, ...], base: str | None, assistant: str | None) -> Recipe:
+    given = {"base": base, "assistant": assistant}
+    return load_recipe(name, settings, {key: value for key, value in given.items() if value})
+
+
+@click.command()
+@click.option("--recipe", "recipe_name", default="quickstart", show_default=True, help="Recipe name or YAML file.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help=_SET_HELP)
+@click.option("--base", help="Base model: a known name, a folder, a .gguf file or a hub id.")
+@click.option("--name", "assistant", help="The assistant's name.  [default: Nestling]")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="TCP port.")
+@click.option("--no-train", is_flag=True, help="Only serve.")
+@click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
+@click.option("--dry-run", is_flag=True, help="Say what it would take, and stop.")
+@workspace_option
+def up(recipe_name: str, settings: tuple[str, ...], base: str | None, assistant: str | None, host: str, port: int,
+       no_train: bool, open_page: bool, dry_run: bool, root: str | None) -> None:  # fmt: skip
+    """Get a base model, serve it, and raise it meanwhile.
+
+    An accepted version takes over live. Stop it at any moment; the next `nestling up` goes on.
+    """
+    workspace, console = Workspace(root), Console()
+    recipe = _recipe(recipe_name, settings, base, assistant)
+    if dry_run:
+        console.print(estimate_table(recipe))
+        return
+    with workspace.lock("up", "this workspace"):
+        run = Run(workspace, recipe)
+        with progress_bar() as report:
+            first = import_base(run.bench(), recipe.base, recipe.assistant, report)
+        console.print(f"Version [bold]{first.name}[/bold] is ready to be served at http://{host}:{port}")
+        if open_page:
+            webbrowser.open(f"http://{host}:{port}")
+        place = ["--workspace", str(workspace.root)]
+        serve = ["serve", *place, "--host", host, "--port", str(port)]
+        given = [word for setting in settings for word in ("--set", setting)]
+        given += ["--base", base] if base else []
+        given += ["--name", assistant] if assistant else []
+        train = None if no_train else ["run", recipe_name, *place, *given, "--quiet"]
+        sys.exit(Supervisor(workspace, serve, train, console).run())
+
+
+@click.command()
+@click.argument("recipe_name", metavar="RECIPE", default="quickstart")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help=_SET_HELP)
+@click.option("--base", help="Base model: a known name, a folder, a .gguf file or a hub id.")
+@click.option("--name", "assistant", help="The assistant's name.  [default: Nestling]")
+@click.option("--dry-run", is_flag=True, help="Say what it would take, and stop.")
+@click.option("--quiet", is_flag=True, help="Report to the run's diary only.")
+@workspace_option
+def run(recipe_name: str, settings: tuple[str, ...], base: str | None, assistant: str | None, dry_run: bool,
+        quiet: bool, root: str | None) -> None:  # fmt: skip
+    """Raise by a recipe, headless, and end with a report."""
+    exit_with_parent()
+    stop_on_signals()
+    recipe, console = _recipe(recipe_name, settings, base, assistant), Console(quiet=quiet)
+    if dry_run:
+        console.print(estimate_table(recipe))
+        return
+    running = Run(Workspace(root), recipe)
+    running.execute(console)
+    console.print(f"Report: {running.folder / 'report.html'}", highlight=False)

@@ -1,0 +1,112 @@
+"""``nestling versions``, ``export`` and ``doctor``."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import click
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from nestling.cli.common import find_version, workspace_option
+from nestling.errors import ConfigError
+from nestling.workspace import Workspace, atomic
+
+
+@click.group()
+def versions() -> None:
+    """List, show, promote and roll back versions."""
+
+
+@versions.command("list")
+@workspace_option
+def list_(root: str | None) -> None:
+    """All versions, the served one marked."""
+    store = Workspace(root).versions
+    pointer = store.pointer()
+    table = Table("", "version", "kind", "parents", "state", "made", "verdict")
+    for v in store.list():
+        mark = "→" if pointer and pointer.version == v.name else ""
+        table.add_row(mark, v.name, v.card.kind, ", ".join(v.card.parents), v.card.state, v.card.created, v.card.verdict)
+    Console().print(table)
+
+
+@versions.command()
+@click.argument("name", required=False)
+@workspace_option
+def show(name: str | None, root: str | None) -> None:
+    """A version's card."""
+    found = find_version(Workspace(root), name)
+    Console().print_json(found.card.model_dump_json())
+
+
+@versions.command()
+@click.argument("name")
+@click.option("--reason", default="promoted by hand", show_default=True, help="Why; kept in the history.")
+@click.option("--force", is_flag=True, help="Even if the gate rejected it.")
+@workspace_option
+def promote(name: str, reason: str, force: bool, root: str | None) -> None:
+    """Serve a version; a running server follows at once."""
+    Workspace(root).versions.promote(name, reason, force)
+    click.echo(f"{name} is now served.")
+
+
+@versions.command("roll-back")
+@click.option("--reason", default="rolled back by hand", show_default=True, help="Why; kept in the history.")
+@workspace_option
+def roll_back(reason: str, root: str | None) -> None:
+    """Serve the version that was served before."""
+    click.echo(f"{Workspace(root).versions.roll_back(reason).name} is served again.")
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--version", "name", help="Which version.  [default: the served one]")
+@click.option("--gguf", type=click.Choice(["f32", "f16", "bf16", "q8_0"]), help="Number format of a .gguf file.  [default: f16]")
+@workspace_option
+def export(out: Path, name: str | None, gguf: str | None, root: str | None) -> None:
+    """Write a version to OUT: a GGUF file when OUT ends in .gguf, else a Hugging Face folder."""
+    found = find_version(Workspace(root), name)
+    if out.suffix == ".gguf":
+        from nestling.model.gguf_writer import export_gguf
+
+        export_gguf(found.folder, out, gguf or "f16", f"{found.card.assistant} {found.name}")
+    elif gguf:
+        raise ConfigError("--gguf needs an OUT that ends in .gguf.", where=str(out))
+    else:
+        with atomic.new_folder(out) as folder:
+            shutil.copytree(found.folder, folder, dirs_exist_ok=True)
+    click.echo(f"{found.name} -> {out}")
+
+
+@click.command()
+@workspace_option
+def doctor(root: str | None) -> None:
+    """Say what this machine can do and what is missing."""
+    from nestling.compute.device import detect, gemm_seconds
+
+    workspace, table = Workspace(root), Table("what", "found", show_header=False)
+    hardware = detect()
+    speed = {d: 2 * 3 * 512**3 / gemm_seconds(d, hardware.device) / 1e9 for d in ("float32", "bfloat16")}
+    parent = next(p for p in (workspace.root, *workspace.root.parents) if p.exists())
+    rows = {
+        "python": f"{sys.version.split()[0]} on {platform.system()} {platform.machine()}",
+        "device": f"{hardware.device}, {hardware.threads} threads",
+        "matrix products": ", ".join(f"{d} {s:.0f} GFLOP/s" for d, s in speed.items()) + f"; computing in {hardware.dtype}",
+        "memory": f"{psutil.virtual_memory().available / 2**30:.1f} of {psutil.virtual_memory().total / 2**30:.1f} GiB free",
+        "disk": f"{shutil.disk_usage(parent).free / 2**30:.1f} GiB free at {parent}",
+        "workspace": f"{workspace.root} ({len(workspace.versions.list())} versions)",
+    }
+    for package in ("torch", "numpy", "tokenizers", "safetensors", "gguf", "fastapi", "sqlalchemy", "huggingface_hub"):
+        try:
+            rows[package] = version(package)
+        except PackageNotFoundError:
+            rows[package] = "not installed" + (" (only needed for hub ids)" if package == "huggingface_hub" else "")
+    for what, found in rows.items():
+        table.add_row(what, found)
+    Console().print(table)

@@ -1,0 +1,88 @@
+"""What a recipe would take on this machine, before it takes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pathlib import Path
+
+from rich.table import Table
+
+from nestling.compute.device import Hardware, gemm_seconds
+from nestling.model.config import ModelConfig
+from nestling.model.gguf_reader import read_gguf
+from nestling.model.hf_folder import read_config
+from nestling.workflow.fetch import known_bases
+from nestling.workflow.recipe import Recipe
+
+# Shares of the measured matrix-product rate that whole passes reach; measured on the quickstart (docs/results).
+TRAIN_SHARE = 0.45
+FORWARD_SHARE = 0.5
+DECODE_SECONDS_PER_BYTE = 1 / 8e9  # a decode step reads every weight once, at well under the memory's speed
+MEAN_ANSWER = 40  # tokens
+MEAN_PROMPT = 45
+SUITE_PROMPTS = 2600  # of the gate split, all behaviours and direct questions
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds by stage, peak memory of the trainer and disk in bytes."""
+
+    seconds: dict[str, float]
+    memory: float
+    disk: float
+
+
+def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Cost:
+    """Work divided by what this machine was measured to do."""
+    n = config.num_parameters()
+    rate = 2 * 3 * 512**3 / gemm_seconds(hardware.dtype, hardware.device)
+    width = 2 if hardware.dtype == "bfloat16" else 4
+    train = lambda tokens: 6 * n * tokens / (rate * TRAIN_SHARE)
+    forward = lambda tokens: 2 * n * tokens / (rate * FORWARD_SHARE)
+    step = 32 * 2 * n / rate + n * width * DECODE_SECONDS_PER_BYTE  # one token for 32 rows
+    write = lambda answers, length, prompt: forward(answers * prompt) + answers * length * step / 32
+    ppo, ranking = recipe.ppo, sum(recipe.rank.prompts.values())
+    answers = ppo.prompts * (ppo.iterations + ppo.critic_warmup)
+    tokens = answers * (MEAN_PROMPT + MEAN_ANSWER)
+    measure = write(SUITE_PROMPTS, MEAN_ANSWER, MEAN_PROMPT)
+    seconds = {
+        "replay": write(recipe.data.replay, 110, 30),
+        "sft": train(recipe.sft.max_tokens),
+        "rank": write(ranking * recipe.rank.samples, MEAN_ANSWER, MEAN_PROMPT),
+        "reward_model": train(recipe.reward_model.max_tokens),
+        "ppo": write(answers, MEAN_ANSWER, MEAN_PROMPT) + 3 * forward(tokens) + ppo.epochs * train(tokens),
+        "evaluation": 3 * measure,
+    }
+    # Weights, gradients, two moments and the master; the frozen reference and reward model; activations of a row.
+    full = n * (width + 4 * 4) if not ppo.lora else n * width * 1.1
+    frozen = n * width * (1 if ppo.lora else 2)
+    activations = ppo.row_tokens * config.num_layers * config.hidden_size * 34 * width
+    logits = ppo.row_tokens * config.vocab_size * width
+    separate = n * (width + 4 * 4) if ppo.critic == "separate" else 0
+    versions = 4 * n * width
+    return Cost(seconds, full + frozen + separate + activations + logits + 5e8, versions + n * 12 * 2 + 2e8)
+
+
+def shape_of(recipe: Recipe) -> ModelConfig:
+    """The base's shape, without downloading it: a known base's is in the manifest, a local one's is read."""
+    known = known_bases().get(recipe.base)
+    if known is not None:
+        return ModelConfig.from_hf(known.config, recipe.base)
+    path = Path(recipe.base)
+    if path.suffix == ".gguf":
+        return ModelConfig.from_hf(read_gguf(path).config, str(path))
+    return read_config(path)
+
+
+def estimate_table(recipe: Recipe) -> Table:
+    """The estimate for the terminal."""
+    hardware, config = recipe.hardware.detect(), shape_of(recipe)
+    found = cost(recipe, config, hardware)
+    out = Table("stage", "about", title=f"{recipe.name} on {hardware.threads} threads, {hardware.dtype}")
+    for stage, seconds in found.seconds.items():
+        out.add_row(stage, f"{seconds / 60:.1f} min")
+    out.add_row("all", f"{sum(found.seconds.values()) / 60:.0f} min")
+    out.add_row("memory of the trainer", f"{found.memory / 2**30:.1f} GiB")
+    out.add_row("disk", f"{found.disk / 2**30:.1f} GiB")
+    return out

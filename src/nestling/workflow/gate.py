@@ -1,0 +1,353 @@
+"""The gate: a new version is served when it is shown to be better and shown not to have lost elsewhere.
+
+Better is one question: the gain on the evidence, with the lower end of its two-sided interval above zero. Not
+having lost is many questions, one for each guarded behaviour: is the upper bound of its loss below the
+margin? They are asked together by Holm's step-down method (Holm 1979): of m guarded behaviours the one surest
+to be within its margin must be so at confidence 1 - alpha / m, the next at 1 - alpha / (m - 1), and so on to
+1 - alpha for the least sure one, alpha being 1 - confidence. Then, with that confidence, not one of them has
+lost its margin or more. Holm's method is as safe as Bonferroni's and never refuses more, and it needs no
+assumption about how behaviours hang together. Bounds are one-sided: only a loss is in question.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from rich.table import Table
+
+from nestling.errors import ConfigError, DataError
+from nestling.evaluation.compare import PairedGain, check_comparable, paired_gain, pooled_gain
+from nestling.evaluation.detectors import LEAST_ACCURACY, LEAST_LABELS, DetectorQuality
+from nestling.evaluation.measures import LABELS, NO_LOOP, Measure, part_of_composite
+from nestling.evaluation.perplexity import log_ratio
+from nestling.evaluation.results import Results
+
+PERPLEXITY = "perplexity"
+
+
+class GateRule(BaseModel):
+    """The rule as data. Margins are shares (0.05 is 5 points); perplexity's is relative (0.05 is 5 %).
+
+    Attributes:
+        evidence: where the new version must be better: "held_out" for the held-out behaviours, or their
+            names. Each has the same weight in the mean.
+        margin: how much any other behaviour may lose.
+        margins: margins that differ, by behaviour.
+        pooled: behaviours guarded as one, by the pool's name, because each has too few distinct prompts to
+            show anything by itself.
+        confidence: of the evidence's interval, and of the guarded losses all together.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    evidence: Literal["held_out"] | list[str] = "held_out"
+    margin: float = Field(default=0.05, gt=0, lt=1)
+    margins: dict[str, float] = {"retention": 0.02, PERPLEXITY: 0.05}
+    pooled: dict[str, list[str]] = {"manners": ["identity", "small_talk", "chinese"]}
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+
+    @property
+    def evidence_label(self) -> str:
+        return "the held-out checks" if self.evidence == "held_out" else _listed(map(_label, self.evidence))
+
+    def describe(self) -> str:
+        """The rule in plain words."""
+        others = [
+            f"{_label(name)} {100 * margin:g} {'%' if name == PERPLEXITY else 'points'}"
+            for name, margin in self.margins.items()
+        ]
+        return " ".join(
+            [
+                f"A new version is served when it is better than the served one on {self.evidence_label}:",
+                f"the lower end of the {self.confidence:.0%} interval of its mean gain must be above zero.",
+                "And every other behaviour must be shown to have lost less than",
+                f"{100 * self.margin:g} points{f' ({_listed(others)})' if others else ''},",
+                f"at {self.confidence:.0%} confidence for all of them together (Holm's method).",
+                *(f"Counted as one: {_listed(map(_label, names))}." for names in self.pooled.values()),
+                f"A behaviour whose check was not right on {LEAST_ACCURACY:.0%} of at least {LEAST_LABELS}",
+                "labelled answers is reported and does not decide.",
+            ]
+        )
+
+
+class GateLine(BaseModel):
+    """One line of the verdict's table.
+
+    ``gain`` and ``bound`` are shares, relative for perplexity (whose gain is a fall). ``bound`` is the lower
+    end of the evidence's gain, or the most a guarded behaviour may have lost at its ``confidence``.
+    """
+
+    label: str
+    role: Literal["evidence", "guarded", "reported"]
+    n: int
+    gain: float
+    bound: float | None = None
+    margin: float | None = None
+    confidence: float | None = None
+    passed: bool | None = None
+
+
+class GateVerdict(BaseModel):
+    """The decision; ``sentences`` are for people, the first one says it all."""
+
+    candidate: str
+    incumbent: str
+    accepted: bool
+    sentences: list[str]
+    rule: str
+    lines: list[GateLine]
+
+    def table(self) -> Table:
+        """For the terminal."""
+        table = Table("behaviour", title=f"gate: {self.candidate} against {self.incumbent}, in points")
+        for column in ("n", "gain", "bound", "allowed", "passed"):
+            table.add_column(column, justify="right")
+        for line in self.lines:
+            bound = "" if line.bound is None else f"{100 * line.bound:+.1f}"
+            if line.role == "guarded" and line.bound is not None:
+                bound = f"{-100 * line.bound:+.1f}"
+            allowed = {"evidence": "above 0", "reported": "reported only"}.get(line.role)
+            allowed = allowed or f"above {-100 * (line.margin or 0):g}"
+            passed = "" if line.passed is None else "yes" if line.passed else "no"
+            table.add_row(line.label, str(line.n), f"{100 * line.gain:+.1f}", bound, allowed, passed)
+        return table
+
+
+@dataclass(frozen=True)
+class _Guard:
+    """A behaviour that must not have lost ``margin``.
+
+    ``p`` is the p-value of "it lost the margin or more"; ``bound`` gives the most it may have lost at a
+    confidence; ``unchanged`` what that would be had nothing changed, None when the number of prompts does not
+    limit it.
+    """
+
+    name: str
+    label: str
+    n: int
+    gain: float
+    margin: float
+    p: float
+    bound: Callable[[float], float]
+    unchanged: Callable[[float], float] | None
+
+
+def decide(
+    candidate: Results,
+    incumbent: Results,
+    rule: GateRule | None = None,
+    detectors: Mapping[str, DetectorQuality] | None = None,
+) -> GateVerdict:
+    """Judge ``candidate`` against ``incumbent`` on the gate split.
+
+    Args:
+        detectors: quality by check or behaviour name (``evaluation.detectors.measure_detectors``); None lets
+            every check decide.
+
+    Raises:
+        ConfigError: the rule names a behaviour that was not measured.
+        DataError: other than the gate split, or not the same prompts.
+    """
+    rule = rule or GateRule()
+    if candidate.split != "gate":
+        raise DataError(
+            f"the gate decides on the gate split, not on {candidate.split!r}.",
+            where=candidate.name,
+            remedy="The test split stays unseen until the end.",
+        )
+    check_comparable(candidate, incumbent)
+    measures = {m.name: m for m in candidate.measures if m.name in candidate.figures}
+    evidence = _evidence(rule, measures)
+    doubts = {
+        name: _doubt(m, candidate, detectors) if detectors is not None else None
+        for name, m in measures.items()
+    }
+    trusted = [name for name in measures if doubts[name] is None]
+    halves = [name for name in measures if part_of_composite(name, trusted)]
+
+    gain = pooled_gain(candidate, incumbent, [measures[n] for n in evidence if n in trusted])
+    evidence_line, problems = _judge_evidence(gain, rule)
+    guarded = [measures[name] for name in trusted if name not in evidence and name not in halves]
+    guard_lines, guard_problems = _judge_guards(_guards(candidate, incumbent, rule, guarded), rule)
+    problems += guard_problems
+    if problems:
+        headline = f"Kept, not served: {problems[0]}."
+    else:
+        gained, least = 100 * evidence_line.gain, 100 * (evidence_line.bound or 0)
+        headline = (
+            f"Accepted: {candidate.name} gains {gained:.1f} points on {rule.evidence_label}, "
+            f"at least {least:.1f}; nothing else has lost more than allowed."
+        )
+    reported = [m for name, m in measures.items() if m not in guarded]
+    notes = [f"Reported only: {m.label} ({doubts[name]})." for name, m in measures.items() if doubts[name]]
+    return GateVerdict(
+        candidate=candidate.name,
+        incumbent=incumbent.name,
+        accepted=not problems,
+        sentences=[headline, *(f"Also: {problem}." for problem in problems[1:]), *notes],
+        rule=rule.describe(),
+        lines=[evidence_line, *guard_lines, *_reported_lines(candidate, incumbent, reported)],
+    )
+
+
+def _evidence(rule: GateRule, measures: Mapping[str, Measure]) -> list[str]:
+    if rule.evidence == "held_out":
+        return [name for name, measure in measures.items() if measure.held_out]
+    for name in rule.evidence:
+        if name not in measures:
+            raise ConfigError(
+                f"{name!r} was not measured.",
+                where="gate.evidence",
+                remedy=f"Use some of {', '.join(measures)}.",
+            )
+    return list(rule.evidence)
+
+
+def _doubt(measure: Measure, results: Results, detectors: Mapping[str, DetectorQuality]) -> str | None:
+    """Why the measure's detectors may not decide, or None. Whether an answer ended needs no detector."""
+    if measure.success == "finished":
+        return None
+    needed = {NO_LOOP: {"ends_without_loop"}}.get(measure.name) or {
+        name
+        for row in measure.select(results.rows)
+        for name in ([row.behaviour] if row.behaviour in detectors else _check_names(row.check))
+    }
+    for name in sorted(needed):
+        quality = detectors.get(name)
+        if quality is None:
+            return f"the check {name!r} was not measured against labelled answers"
+        if not quality.may_gate:
+            accuracy = quality.balanced_accuracy
+            right = "" if accuracy is None else f" was right on {accuracy:.0%}"
+            return f"the check {name!r}{right} of {quality.n} labelled answers"
+    return None
+
+
+def _check_names(spec: Mapping[str, Any]) -> list[str]:
+    return [name for part in spec["all"] for name in _check_names(part)] if "all" in spec else [spec["name"]]
+
+
+def _guards(
+    candidate: Results, incumbent: Results, rule: GateRule, measures: Sequence[Measure]
+) -> list[_Guard]:
+    """What must not have lost: pools, the remaining behaviours, perplexity."""
+    pool_of = {member: pool for pool, members in rule.pooled.items() for member in members}
+    groups: dict[str, list[Measure]] = {}
+    for measure in measures:
+        groups.setdefault(pool_of.get(measure.name, measure.name), []).append(measure)
+    guards = []
+    for name, members in groups.items():
+        gain = pooled_gain(candidate, incumbent, members)
+        unchanged = pooled_gain(incumbent, incumbent, members)
+        if gain and unchanged:
+            guards.append(_guard(name, gain, unchanged, rule.margins.get(name, rule.margin)))
+    if candidate.prose and incumbent.prose:
+        guards.append(_perplexity_guard(candidate, incumbent, rule.margins.get(PERPLEXITY, rule.margin)))
+    return guards
+
+
+def _guard(name: str, paired: PairedGain, unchanged: PairedGain, margin: float) -> _Guard:
+    return _Guard(
+        name=name,
+        label=_label(name),
+        n=paired.n,
+        gain=paired.gain.estimate,
+        margin=margin,
+        p=paired.gain.p_at_most(-margin),
+        bound=lambda confidence: -paired.gain.lower(confidence),
+        unchanged=lambda confidence: -unchanged.gain.lower(confidence),
+    )
+
+
+def _perplexity_guard(candidate: Results, incumbent: Results, margin: float) -> _Guard:
+    log = log_ratio(candidate.prose, incumbent.prose)
+    return _Guard(
+        name=PERPLEXITY,
+        label=_label(PERPLEXITY),
+        n=log.clusters,
+        gain=-math.expm1(log.estimate),
+        margin=margin,
+        p=log.p_at_least(math.log1p(margin)),
+        bound=lambda confidence: math.expm1(log.upper(confidence)),
+        unchanged=None,
+    )
+
+
+def _judge_evidence(paired: PairedGain | None, rule: GateRule) -> tuple[GateLine, list[str]]:
+    """The line, and what is wrong with it."""
+    label = rule.evidence_label
+    if paired is None:
+        line = GateLine(label=label, role="evidence", n=0, gain=0.0, passed=False)
+        return line, [f"on {label} nothing was measured that may decide whether it is better"]
+    gain, (low, _) = paired.gain.estimate, paired.gain.interval(rule.confidence)
+    line = GateLine(label=label, role="evidence", n=paired.n, gain=gain, bound=low, passed=low > 0)
+    if low > 0:
+        return line, []
+    if gain <= 0:
+        return line, [f"it is not better on {label} ({100 * gain:+.1f} points)"]
+    doubt = f"{100 * gain:+.1f} points, but it could be as low as {100 * low:+.1f}"
+    return line, [f"it is not shown to be better on {label}: {doubt}"]
+
+
+def _judge_guards(guards: Sequence[_Guard], rule: GateRule) -> tuple[list[GateLine], list[str]]:
+    """Holm's method; the problems come largest excess first."""
+    lines, problems = [], []
+    for rank, guard in enumerate(sorted(guards, key=lambda g: g.p)):
+        confidence = 1 - (1 - rule.confidence) / (len(guards) - rank)
+        bound = guard.bound(confidence)
+        passed = bound < guard.margin
+        lines.append(
+            GateLine(
+                label=guard.label,
+                role="guarded",
+                n=guard.n,
+                gain=guard.gain,
+                bound=bound,
+                margin=guard.margin,
+                confidence=confidence,
+                passed=passed,
+            )
+        )
+        if not passed:
+            problems.append((bound - guard.margin, _loss_sentence(guard, bound, confidence)))
+    return lines, [sentence for _, sentence in sorted(problems, reverse=True)]
+
+
+def _loss_sentence(guard: _Guard, bound: float, confidence: float) -> str:
+    allowed = f"(allowed {100 * guard.margin:g}"
+    if guard.name == PERPLEXITY:
+        return f"prose may have become up to {_rounded_up(bound)} % harder to predict {allowed} %)"
+    sentence = f"{guard.label} may have fallen by up to {_rounded_up(bound)} points {allowed})"
+    unchanged = guard.unchanged(confidence) if guard.unchanged else 0.0
+    if unchanged >= guard.margin:
+        sentence += f"; {guard.n} prompts are too few to show less than {_rounded_up(unchanged)}"
+    return sentence
+
+
+def _rounded_up(share: float) -> str:
+    """In points, never rounded below a margin that it exceeds."""
+    return f"{math.ceil(round(1000 * share, 6)) / 10:g}"
+
+
+def _reported_lines(candidate: Results, incumbent: Results, measures: Sequence[Measure]) -> list[GateLine]:
+    lines = []
+    for measure in measures:
+        paired = paired_gain(candidate, incumbent, measure)
+        if paired:
+            lines.append(
+                GateLine(label=measure.label, role="reported", n=paired.n, gain=paired.gain.estimate)
+            )
+    return lines
+
+
+def _label(name: str) -> str:
+    return LABELS.get(name, name.replace("_", " "))
+
+
+def _listed(names: Any) -> str:
+    *rest, last = list(names)
+    return f"{', '.join(rest)} and {last}" if rest else last

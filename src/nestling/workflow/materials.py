@@ -1,0 +1,227 @@
+"""Turning content into what stages train on: token samples, replayed answers, rankings, prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nestling.checks import judge
+from nestling.checks.verdict import Answer
+from nestling.data import curriculum
+from nestling.data.curriculum import Item
+from nestling.data.formats import Conversation, Ranking, read_rows
+from nestling.errors import ConfigError
+from nestling.generation.engine import Engine
+from nestling.generation.protocol import Completion, Request, Sampling
+from nestling.generation.sampler import derive_seed
+from nestling.rewards.terms import Attempt, RewardMix, rule_terms
+from nestling.text.messages import Message
+from nestling.text.samples import TokenSample, training_samples
+from nestling.text.tokenizer import Tokenizer
+from nestling.training.ppo import Prompt
+from nestling.training.reward_model import RankedIds
+from nestling.workflow.recipe import RankConfig, Recipe
+from nestling.workspace import atomic
+
+CHUNK = 64
+Report = Callable[[int, int], None]
+
+
+def chunked_rows(
+    folder: Path, name: str, count: int, make: Callable[[int, int], list[dict[str, Any]]], report: Report
+) -> list[dict[str, Any]]:
+    """Rows made in chunks of ``CHUNK`` inputs, each chunk kept on disk as soon as it is whole.
+
+    A killed run makes the missing chunks only; as every chunk is always made of the same inputs, the rows come out the
+    same. ``make(first, last)`` makes the rows of inputs first..last.
+    """
+    rows: list[dict[str, Any]] = []
+    for first in range(0, count, CHUNK):
+        path = folder / f"{name}-{first:06d}.json"
+        if not path.exists():
+            atomic.write_json(path, make(first, min(first + CHUNK, count)))
+        rows += json.loads(path.read_text("utf-8"))
+        report(min(first + CHUNK, count), count)
+    return rows
+
+
+def replay_prompts() -> list[str]:
+    """General prompts whose answers the base itself provides."""
+    text = (resources.files("nestling.data.curriculum") / "content" / "replay.yaml").read_text("utf-8")
+    return [str(prompt) for prompt in yaml.safe_load(text)["prompts"]]
+
+
+def replay(engine: Engine, count: int, max_tokens: int, folder: Path, report: Report) -> list[Conversation]:
+    """The base's own good answers: greedy, finished, without loops."""
+    prompts = replay_prompts()[:count]
+
+    def make(first: int, last: int) -> list[dict[str, Any]]:
+        asked: list[list[Message]] = [[{"role": "user", "content": p}] for p in prompts[first:last]]
+        sampling = Sampling(temperature=0, max_tokens=max_tokens)
+        done = engine.generate([Request(messages, sampling) for messages in asked])
+        return [
+            {"messages": [*messages, {"role": "assistant", "content": c.text.strip()}]}
+            for messages, c in zip(asked, done, strict=True)
+            if c.text.strip()
+            and judge({"name": "ends_without_loop"}, Answer(messages, c.text, c.finished)).passed
+        ]
+
+    return [
+        Conversation(row["messages"]) for row in chunked_rows(folder, "replay", len(prompts), make, report)
+    ]
+
+
+def answer_only(samples: Sequence[TokenSample]) -> TokenSample:
+    """The last sample with only its last answer trained: earlier assistant turns of a demonstration are scripted,
+    and some are mistakes that the last turn mends."""
+    sample = samples[-1]
+    mask = list(sample.loss_mask)
+    end = max(i for i, wanted in enumerate(mask) if wanted)
+    start = end
+    while start > 0 and mask[start - 1]:
+        start -= 1
+    return TokenSample(sample.ids, [start <= i <= end for i in range(len(mask))])
+
+
+@dataclass(frozen=True)
+class SFTMaterial:
+    """Samples for fine-tuning and for validation, and a hash of every source."""
+
+    train: list[TokenSample]
+    validation: list[TokenSample]
+    hashes: dict[str, str]
+
+
+def sft_material(recipe: Recipe, tokenizer: Tokenizer, replayed: Sequence[Conversation]) -> SFTMaterial:
+    """Demonstrations of the curriculum, replayed answers and the user's own files, as token samples."""
+    demonstrations = curriculum.demonstrations(recipe.seed, recipe.data.demonstrations, recipe.assistant)
+    samples = [answer_only(training_samples(tokenizer, c, "demonstration")) for c in demonstrations]
+    hashes = {"curriculum": digest(demonstrations), "replay": digest([c.messages for c in replayed])}
+    for number, conversation in enumerate(replayed):
+        samples += training_samples(tokenizer, conversation.messages, f"replay {number}")
+    for name in recipe.data.files:
+        for number, row in enumerate(read_rows(Path(name), Conversation), 1):
+            samples += training_samples(tokenizer, row.messages, f"{name}:{number}")
+        hashes[Path(name).name] = sha256(Path(name).read_bytes()).hexdigest()
+    train, validation = split_off(samples, recipe.data.validation_share, key=lambda s: json.dumps(s.ids))
+    return SFTMaterial(train, validation, hashes)
+
+
+def split_off(items: Sequence[Any], share: float, key: Callable[[Any], str]) -> tuple[list[Any], list[Any]]:
+    """(kept, split off): about ``share`` of the items, chosen by a hash of their key, so equal keys stay together."""
+    limit = int(share * 2**32)
+    chosen = [int.from_bytes(sha256(key(item).encode()).digest()[:4], "big") < limit for item in items]
+    return (
+        [item for item, held in zip(items, chosen, strict=True) if not held],
+        [item for item, held in zip(items, chosen, strict=True) if held],
+    )
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value."""
+    return sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+
+
+def training_items(recipe: Recipe, counts: Mapping[str, int], offset: int = 0) -> list[Item]:
+    """Training items of the curriculum, so many of each behaviour; never of a held-out one.
+
+    ``offset`` picks other items than another use did, as far as there are enough.
+    """
+    content = curriculum.load()
+    chosen: list[Item] = []
+    for name, count in counts.items():
+        if name in content.behaviours and content.behaviours[name].held_out:
+            raise ConfigError(
+                f"{name!r} is a held-out behaviour: it may neither be ranked nor rewarded.",
+                where="recipe",
+                remedy="Remove it from rank.prompts and ppo_prompts.",
+            )
+        pool = curriculum.items("train", recipe.seed, [name], offset + count, recipe.assistant)
+        chosen += pool[-count:] if count else []
+    return chosen
+
+
+def ppo_prompts(items: Sequence[Item]) -> list[Prompt]:
+    return [Prompt(list(item.messages), item.check) for item in items]
+
+
+# Rankings -----------------------------------------------------------------------------------------------------------
+
+
+def rank_answers(
+    engine: Engine, items: Sequence[Item], config: RankConfig, folder: Path, report: Report
+) -> list[dict[str, Any]]:
+    """Sample answers to every item, put written ones beside them, and rank all by the checks and rules.
+
+    Rows are ``ranking`` rows plus ``finished`` (per answer), ``template`` and ``utilities`` (what the ranks came from).
+    """
+
+    def make(first: int, last: int) -> list[dict[str, Any]]:
+        chosen = items[first:last]
+        requests = [
+            Request(
+                item.messages,
+                Sampling(
+                    temperature=config.temperature,
+                    max_tokens=config.max_new_tokens,
+                    seed=derive_seed(config.seed, first + index, k),
+                ),
+            )
+            for index, item in enumerate(chosen)
+            for k in range(config.samples)
+        ]
+        done = iter(engine.generate(requests))
+        return [ranked(item, [next(done) for _ in range(config.samples)], config) for item in chosen]
+
+    return chunked_rows(folder, "rankings", len(items), make, report)
+
+
+def ranked(item: Item, sampled: Sequence[Completion], config: RankConfig) -> dict[str, Any]:
+    """One ranking: equal utilities tie, and an answer that was sampled twice counts once."""
+    written = [*item.answers[:1], *item.worse][: config.written]
+    answers = list(dict.fromkeys((c.text.strip(), c.finished, "sft") for c in sampled))
+    answers += [(text, True, "written") for text in written if text not in {a[0] for a in answers}]
+    mix = RewardMix(rule_terms())
+    attempts = [
+        Attempt(item.messages, Completion(text, "stop" if finished else "length", 0, 0), item.check)
+        for text, finished, _ in answers
+    ]
+    utilities = [round(u, 3) for u in mix(attempts)[0]]
+    order = sorted(set(utilities), reverse=True)
+    row = Ranking(
+        prompt=list(item.messages),
+        completions=tuple(a[0] for a in answers),
+        ranks=tuple(order.index(u) + 1 for u in utilities),
+        sources=tuple(a[2] for a in answers),
+        category=item.behaviour,
+    )
+    extra = {"finished": [a[1] for a in answers], "utilities": utilities, "template": item.template}
+    return asdict(row) | extra
+
+
+def ranked_ids(tokenizer: Tokenizer, row: Mapping[str, Any]) -> RankedIds:
+    """A ranking row as token ids; finished answers carry their end token."""
+    finished = row.get("finished") or [True] * len(row["completions"])
+    completions = [
+        tokenizer.encode(text) + ([tokenizer.eos_id] if done else [])
+        for text, done in zip(row["completions"], finished, strict=True)
+    ]
+    kept = [i for i, ids in enumerate(completions) if ids]
+    ranks = [row["ranks"][i] for i in kept]
+    return RankedIds(tokenizer.render_prompt(row["prompt"]), [completions[i] for i in kept], ranks)
+
+
+def ranking_split(
+    rows: Sequence[dict[str, Any]], share: float
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(train, validation), split by template so that no validation prompt shares its wording with a training one."""
+    return split_off(
+        rows, share, key=lambda row: f"{row.get('category')}/{row.get('template') or row['prompt']}"
+    )

@@ -1,0 +1,138 @@
+"""How far a raising has come, read from its diary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+from nestling.workspace import EventLog, Workspace
+
+TITLES = {
+    "base": "getting the base model",
+    "replay": "collecting the base's own good answers",
+    "sft": "fine-tuning",
+    "gate-base": "measuring the base",
+    "gate-sft": "measuring the fine-tuned version",
+    "rank": "sampling and ranking answers",
+    "reward_model": "training the reward model",
+    "ppo": "PPO",
+    "gate-ppo": "measuring the aligned version",
+    "report": "writing the report",
+}
+
+
+STAGES = tuple(TITLES)
+
+
+class ReportedLog(EventLog):
+    """An event log that also tells a console, while ``to`` is active."""
+
+    _console: Console | None = None
+
+    @contextmanager
+    def to(self, console: Console) -> Iterator[None]:
+        """Show a live status line on a terminal; elsewhere print a line at every new stage and twice a minute."""
+        self._console, self._state, self._printed = console, {}, 0.0
+        with console.status("starting") as self._status:
+            yield
+        self._console = None
+
+    def append(self, kind: str, **fields: Any) -> dict[str, Any]:
+        event = super().append(kind, **fields)
+        if self._console is not None:
+            self._state = fold(self._state, event)
+            self._status.update(line(self._state))
+            now = time.monotonic()
+            if kind in ("report", "verdict"):
+                for text in event.get("sentences", [event.get("text")]):
+                    self._console.print(f"  {text}", markup=False, highlight=False)
+            elif kind == "stage_started" or (not self._console.is_terminal and now - self._printed > 30):
+                self._console.print(line(self._state), markup=False, highlight=False)
+                self._printed = now
+        return event
+
+
+class ProgressReader:
+    """Follows the newest run of a workspace. Call it as often as you like; it reads only what is new."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self._log: EventLog | None = None
+        self._offset = 0
+        self._state: dict[str, Any] | None = None
+
+    def __call__(self) -> dict[str, Any] | None:
+        """The state of the raising in the keys ``create_app`` documents, or None when there never was one."""
+        logs = list(self.workspace.runs.glob("*/events.jsonl"))
+        if not logs:
+            return None
+        newest = max(logs, key=lambda path: path.stat().st_mtime)
+        if self._log is None or self._log.path != newest:
+            self._log, self._offset, self._state = EventLog(newest), 0, {"stages": list(STAGES)}
+        events, self._offset = self._log.read(self._offset)
+        for event in events:
+            self._state = fold(self._state or {}, event)
+        return self._state
+
+
+def fold(state: dict[str, Any], event: dict[str, Any]) -> dict[str, Any]:
+    """The state after one more event."""
+    kind = event["kind"]
+    if kind == "run_started":
+        return {"state": "running", "recipe": event["recipe"], "stages": event["stages"]}
+    if kind == "run_finished":
+        return state | {"state": "finished", "stage": None, "eta_seconds": None}
+    if kind == "run_failed":
+        return state | {"state": "failed", "message": event["reason"]}
+    if kind == "stage_started":
+        return state | {"stage": event["stage"], "step": event.get("step", 0), "steps": event.get("total"),
+                        "started": event["time"], "first": event.get("step", 0), "eta_seconds": None, "metrics": {}}  # fmt: skip
+    if kind in ("step", "progress"):
+        left = event.get("seconds_left")
+        if kind == "progress" and event["stage"] != state.get("stage"):
+            state = state | {"stage": event["stage"], "started": event["time"], "first": event["step"]}
+        elif kind == "progress" and event["step"] > state.get("first", 0):
+            spent = event["time"] - state.get("started", event["time"])
+            done = event["step"] - state.get("first", 0)
+            left = spent / done * (event["total"] - event["step"])
+        return state | {"step": event["step"], "steps": event["total"], "eta_seconds": left,
+                        "metrics": shown_metrics(event.get("metrics", {}))}  # fmt: skip
+    if kind == "verdict":
+        return state | {"message": event["sentences"][0]}
+    if kind == "report":
+        return state | {"message": event["text"]}
+    return state
+
+
+def shown_metrics(metrics: dict[str, Any]) -> dict[str, float]:
+    """The few numbers that say most."""
+    wanted = (
+        "loss",
+        "validation_loss",
+        "validation_pair_accuracy",
+        "pair_accuracy",
+        "reward/total",
+        "kl",
+        "entropy",
+    )
+    return {name: metrics[name] for name in wanted if isinstance(metrics.get(name), (int, float))}
+
+
+def line(state: dict[str, Any]) -> str:
+    """One line for the terminal."""
+    if state.get("state") in ("finished", "failed"):
+        return f"{state.get('recipe', 'run')}: {state['state']}"
+    stages, stage = state.get("stages", []), state.get("stage")
+    where = f"[{stages.index(stage) + 1}/{len(stages)}] " if stage in stages else ""
+    text = f"{where}{TITLES.get(str(stage), stage or 'starting')}"
+    if state.get("steps"):
+        text += f"  {state['step']}/{state['steps']}"
+    if state.get("eta_seconds") is not None:
+        minutes, seconds = divmod(round(state["eta_seconds"]), 60)
+        text += f"  about {minutes} min {seconds:02d} s to go" if minutes else f"  about {seconds} s to go"
+    numbers = "  ".join(f"{name} {value:.3g}" for name, value in state.get("metrics", {}).items())
+    return f"{text}  {numbers}".rstrip()

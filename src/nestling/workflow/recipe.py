@@ -1,0 +1,183 @@
+"""A recipe: every setting of a whole raising, in one YAML file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from hashlib import sha256
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, model_validator
+
+from nestling.compute.device import DTypeName, Hardware, detect
+from nestling.config import Config, parse
+from nestling.errors import ConfigError
+from nestling.training.ppo.config import PPOConfig
+from nestling.training.reward_model import RewardModelConfig
+from nestling.training.sft import SFTConfig
+from nestling.workflow.fetch import DEFAULT_BASE
+from nestling.workflow.gate import GateRule
+
+
+class HardwareConfig(Config):
+    """What to compute with."""
+
+    dtype: DTypeName = Field("auto", description="Number format; auto measures which is faster here.")
+    threads: int = Field(0, ge=0, description="CPU threads; 0 takes every physical core.")
+
+    def detect(self) -> Hardware:
+        return detect(self.dtype, self.threads)
+
+
+class DataConfig(Config):
+    """What supervised fine-tuning learns from."""
+
+    demonstrations: dict[str, int] = Field(
+        default_factory=dict, description="Conversations of the starter curriculum, by behaviour."
+    )
+    replay: int = Field(
+        300, ge=0, description="General prompts answered by the base itself, so that it forgets nothing."
+    )
+    replay_max_tokens: int = Field(160, ge=1, description="Longest replayed answer in tokens.")
+    files: list[str] = Field(default_factory=list, description="Further conversations: JSONL files.")
+    validation_share: float = Field(
+        0.05, gt=0, lt=0.5, description="Share of the samples kept for validation."
+    )
+
+
+class RankConfig(Config):
+    """Sampling answers and ranking them by the checks."""
+
+    prompts: dict[str, int] = Field(
+        default_factory=dict, description="Training prompts of the curriculum, by behaviour."
+    )
+    samples: int = Field(3, ge=1, description="Answers sampled from the model, per prompt.")
+    written: int = Field(2, ge=0, description="Written answers beside them, good ones first.")
+    temperature: float = Field(1.0, gt=0, le=2, description="Sampling temperature.")
+    max_new_tokens: int = Field(64, ge=1, description="Longest sampled answer in tokens.")
+    validation_share: float = Field(
+        0.15, gt=0, lt=0.5, description="Share of the templates kept for validation."
+    )
+    seed: int = Field(0, ge=0, description="Sampling seed.")
+
+    @model_validator(mode="after")
+    def _at_least_half_from_the_model(self) -> RankConfig:
+        if self.samples + self.written < 4 or self.samples < self.written:
+            raise ValueError("a ranking needs at least 4 answers, at least half of them sampled")
+        return self
+
+
+class EvaluationConfig(Config):
+    """How the recipe's own evaluations ask."""
+
+    max_new_tokens: int = Field(96, ge=1, description="Longest answer in tokens.")
+    sizes: dict[str, int] = Field(
+        default_factory=dict, description="Prompts by behaviour; the suite's own otherwise."
+    )
+    seed: int = Field(0, ge=0, description="Which prompts are chosen.")
+
+
+class Recipe(Config):
+    """All settings of a raising. See ``recipes/quickstart.yaml`` for one with comments."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$", description="Names the run's folder.")
+    about: str = Field("", description="One line for people.")
+    base: str = Field(
+        DEFAULT_BASE, description="Base model: a known name, a folder, a .gguf file or a hub id."
+    )
+    assistant: str = Field("Nestling", description="The name the assistant goes by.")
+    seed: int = Field(0, ge=0, description="Choice of the curriculum's items.")
+    hardware: HardwareConfig = Field(default_factory=HardwareConfig, description="What to compute with.")
+    data: DataConfig = Field(default_factory=DataConfig, description="What fine-tuning learns from.")
+    sft: SFTConfig = Field(default_factory=SFTConfig, description="Supervised fine-tuning.")
+    rank: RankConfig = Field(default_factory=RankConfig, description="Rankings.")
+    reward_model: RewardModelConfig = Field(default_factory=RewardModelConfig, description="Reward model.")
+    ppo: PPOConfig = Field(default_factory=PPOConfig, description="PPO.")
+    ppo_prompts: dict[str, int] = Field(
+        default_factory=dict, description="Training prompts that PPO answers, by behaviour."
+    )
+    evaluation: EvaluationConfig = Field(
+        default_factory=EvaluationConfig, description="The recipe's evaluations."
+    )
+    gate: GateRule = Field(default_factory=GateRule, description="What a version must show to be served.")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of every setting: another setting is another run."""
+        return sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def run_name(self) -> str:
+        return f"{self.name}-{self.fingerprint[:8]}"
+
+
+def packaged_recipes() -> list[str]:
+    """Names of the recipes that come with Nestling."""
+    folder = resources.files("nestling") / "recipes"
+    return sorted(Path(item.name).stem for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def load_recipe(
+    name_or_path: str, settings: Sequence[str] = (), overrides: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Read a packaged recipe by name or a YAML file, with ``section.key=value`` settings on top.
+
+    Raises:
+        ConfigError: no such recipe, broken YAML, an unknown key, an impossible value; by place and name.
+    """
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            text = path.read_text("utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot be read: {error.strerror}.", where=str(path)) from None
+    elif name_or_path in packaged_recipes():
+        text = (resources.files("nestling") / "recipes" / f"{name_or_path}.yaml").read_text("utf-8")
+    else:
+        known = ", ".join(packaged_recipes())
+        raise ConfigError(
+            f"there is no recipe {name_or_path!r}.", remedy=f"Use one of {known}, or a .yaml file."
+        )
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"is not valid YAML: {error}", where=name_or_path) from None
+    if not isinstance(values, dict):
+        raise ConfigError("must hold keys and values.", where=name_or_path)
+    values |= dict(overrides or {})
+    for setting in settings:
+        apply_setting(values, setting)
+    return parse(Recipe, values, name_or_path)
+
+
+def apply_setting(values: dict[str, Any], setting: str) -> None:
+    """Apply one ``--set section.key=value``; the value is read as YAML.
+
+    Raises:
+        ConfigError: it is not of that form.
+    """
+    key, equals, text = setting.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(
+            f"{setting!r} is not of the form key=value.", where="--set", remedy="Example: ppo.kl_coef=0.05"
+        )
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of {key!r} cannot be read: {error}", where="--set") from None
+    # YAML reads 1e-5 as text; a number was meant.
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value)
+    section = values
+    for part in parts[:-1]:
+        inner = section.get(part)
+        if not isinstance(inner, dict):
+            inner = section[part] = {}
+        section = inner
+    section[parts[-1]] = value

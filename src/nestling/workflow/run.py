@@ -1,0 +1,145 @@
+"""Raising an assistant by a recipe, from the base to the last verdict; resumable at every point."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+
+from nestling.compute.device import Hardware
+from nestling.errors import NestlingError
+from nestling.evaluation.compare import compare
+from nestling.evaluation.detectors import measure_detectors
+from nestling.evaluation.report import write_report
+from nestling.evaluation.results import Results
+from nestling.workflow import materials, stages
+from nestling.workflow.gate import GateVerdict, decide
+from nestling.workflow.progress import STAGES, ReportedLog
+from nestling.workflow.recipe import Recipe
+from nestling.workspace import Version, Workspace, atomic
+
+
+class Run:
+    """One recipe in one workspace. Its folder is named by the recipe and a hash of every setting."""
+
+    def __init__(self, workspace: Workspace, recipe: Recipe) -> None:
+        self.workspace, self.recipe = workspace, recipe
+        self.folder = workspace.run_folder(recipe.run_name)
+        self.events = ReportedLog(self.folder / "events.jsonl")
+
+    def execute(self, console: Console | None = None) -> None:
+        """Do what is left to do, telling ``console`` about it.
+
+        Raises:
+            WorkspaceError: another process raises in this workspace.
+            NestlingError: a stage failed; the message says what to do.
+        """
+        reported = self.events.to(console) if console else nullcontext()
+        with self.workspace.lock("trainer", "the raising of versions"), reported:
+            atomic.write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
+            self.events.append("run_started", recipe=self.recipe.name, stages=STAGES, pid=os.getpid())
+            try:
+                self._execute()
+            except NestlingError as error:
+                self.events.append("run_failed", reason=str(error))
+                raise
+            self.events.append("run_finished", recipe=self.recipe.name)
+
+    def _execute(self) -> None:
+        recipe, bench = self.recipe, self.bench()
+        with self.stage("base"):
+            base = stages.import_base(bench, recipe.base, recipe.assistant)
+        tuned = self.made("sft", lambda b: stages.sft(b, base, recipe))
+        base_results = self.measured(base, None, "gate-base")
+        self.gated(tuned, base, base_results, "gate-sft")
+        with self.stage("rank"):
+            items = materials.training_items(recipe, recipe.rank.prompts)
+            rows = stages.rank(bench.at("rank"), tuned, items, recipe.rank)
+        scorer = self.made(
+            "reward_model",
+            lambda b: stages.reward_model(b, tuned, rows, recipe.reward_model, recipe.rank.validation_share),
+        )
+        prompts = materials.training_items(recipe, recipe.ppo_prompts)
+        aligned = self.made("ppo", lambda b: stages.ppo(b, tuned, scorer, prompts, recipe.ppo))
+        self.gated(aligned, base, base_results, "gate-ppo")
+        with self.stage("report"):
+            self.report([base, tuned, aligned], base_results)
+
+    def bench(self) -> stages.Bench:
+        """The run's bench. What was chosen by measurement is chosen once and kept, so a resumed run has it too."""
+        path = self.folder / "hardware.json"
+        if path.exists():
+            hardware = Hardware(**json.loads(path.read_text()))
+        else:
+            hardware = self.recipe.hardware.detect()
+            atomic.write_json(path, asdict(hardware))
+        hardware.apply()
+        return stages.Bench(self.workspace, hardware, self.folder, self.events, self.recipe.run_name)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self.events.append("stage_started", stage=name)
+        yield
+        self.events.append("stage_finished", stage=name)
+
+    def made(self, name: str, make: Any) -> Version:
+        """A stage that publishes a version; it keeps its working files only until the version is there."""
+        bench = self.bench().at(name)
+        with self.stage(name):
+            version: Version = make(bench)
+            for left in [*bench.folder.glob("checkpoint-*"), *bench.folder.glob("best-*")]:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        return version
+
+    def measured(self, version: Version, base: Results | None, stage: str) -> Results:
+        path = self.folder / "evaluation" / f"{version.name}.json"
+        with self.stage(stage):
+            results = stages.measure(self.bench(), version, "gate", self.recipe.evaluation, base, stage)
+            results.save(path)
+        return results
+
+    def gated(self, candidate: Version, base: Version, base_results: Results, stage: str) -> None:
+        """Let the gate decide once, against the version that was served then; promote what it accepts."""
+        path = self.folder / "evaluation" / f"verdict-{candidate.name}.json"
+        results = self.measured(candidate, base_results, stage)
+        if path.exists():
+            verdict = GateVerdict.model_validate_json(path.read_bytes())
+        else:
+            incumbent = self.workspace.versions.serving() or base
+            if incumbent.name in (candidate.name, base.name):
+                incumbent_results = base_results
+            else:
+                incumbent_results = self.measured(incumbent, base_results, stage)
+            verdict = decide(results, incumbent_results, self.recipe.gate, measure_detectors())
+            atomic.write_text(path, verdict.model_dump_json(indent=2))
+        self.events.append("verdict", stage=stage, version=candidate.name, accepted=verdict.accepted,
+                           incumbent=verdict.incumbent, sentences=verdict.sentences)  # fmt: skip
+        state = "accepted" if verdict.accepted else "rejected"
+        versions = self.workspace.versions
+        if versions.get(candidate.name).card.state == "candidate":
+            versions.mark(candidate.name, state, verdict.sentences[0])
+            if verdict.accepted:
+                versions.promote(candidate.name, verdict.sentences[0])
+
+    def report(self, versions: list[Version], base_results: Results) -> None:
+        """Write ``report.html`` and ``results.json`` of the run."""
+        results = [Results.load(self.folder / "evaluation" / f"{version.name}.json") for version in versions]
+        write_report(
+            self.folder / "report.html",
+            results,
+            title=f"{self.recipe.assistant}, raised by {self.recipe.name}",
+            events=self.events.read()[0],
+            comparisons=[compare(a, b) for a, b in zip(results, results[1:], strict=False)],
+        )
+
+
+def stop_on_signals() -> None:
+    """SIGTERM ends the process like Ctrl-C; every stage survives either at any point."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,0 +1,252 @@
+"""The stages of a raising, each one function: it reads versions and files, and publishes a version or a file.
+
+Every function can be killed at any moment and called again with the same arguments and folder: it goes on and ends
+with the same result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nestling.compute.device import Hardware
+from nestling.data.curriculum import Item
+from nestling.errors import WorkspaceError
+from nestling.evaluation.answers import folder_identity
+from nestling.evaluation.evaluate import evaluate
+from nestling.evaluation.perplexity import load_passages
+from nestling.evaluation.results import Results
+from nestling.evaluation.suite import EvaluationSplit, build_suite
+from nestling.generation.engine import Engine
+from nestling.generation.protocol import Sampling
+from nestling.model.hf_folder import LoadedModel, load_model, save_model
+from nestling.model.scorer import Scorer, load_scorer, save_scorer
+from nestling.training.ppo import PPOConfig, train_ppo
+from nestling.training.reward_model import RewardModelConfig, train_reward_model
+from nestling.training.sft import train_sft
+from nestling.workflow import materials
+from nestling.workflow.fetch import fetch_base
+from nestling.workflow.package_index import Report
+from nestling.workflow.recipe import EvaluationConfig, RankConfig, Recipe
+from nestling.workflow.reward_report import reward_report, set_normalisation
+from nestling.workspace import Card, EventLog, Version, Workspace, atomic
+
+Tick = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where a stage works: the workspace, what to compute with, its own folder, the run's diary."""
+
+    workspace: Workspace
+    hardware: Hardware
+    folder: Path
+    events: EventLog
+    run: str
+    checkpoint_seconds: float = 60.0
+
+    def at(self, name: str) -> Bench:
+        """The same bench with a subfolder as its folder."""
+        return Bench(
+            self.workspace, self.hardware, self.folder / name, self.events, self.run, self.checkpoint_seconds
+        )
+
+    def ticker(self, stage: str) -> Tick:
+        """Progress of a stage that has no training loop, as events."""
+        return lambda done, total: void(self.events.append("progress", stage=stage, step=done, total=total))
+
+    def load(self, version: Version) -> LoadedModel:
+        return load_model(version.folder, self.hardware.torch_dtype, self.hardware.device)
+
+    def published(self, stage: str) -> Version | None:
+        """The version this run's stage has already published."""
+        made = [v for v in self.workspace.versions.list() if made_by(v) == (self.run, stage)]
+        return made[-1] if made else None
+
+    def publish(self, stage: str, build: Callable[[Path], object], card: Card) -> Version:
+        """Publish a version that knows which run and stage made it."""
+        marked = Card.model_validate(card.model_dump() | {"run": self.run, "stage": stage})
+        version = self.workspace.versions.publish(build, marked)
+        self.events.append("published", stage=stage, version=version.name)
+        return version
+
+
+def void(_: object) -> None:
+    """Drop a value."""
+
+
+def made_by(version: Version) -> tuple[Any, Any]:
+    extra = version.card.model_extra or {}
+    return extra.get("run"), extra.get("stage")
+
+
+def import_base(bench: Bench, base: str, assistant: str, report: Report | None = None) -> Version:
+    """Fetch the base model, give it its name and a padding token of its own, and publish it as a version.
+
+    The same base under the same name is published once in a workspace, and served if nothing is yet.
+    """
+    stage = f"base:{base}:{assistant}"
+    versions = bench.workspace.versions
+    known = [v for v in versions.list() if made_by(v)[1] == stage]
+    if known:
+        version = known[0]
+    else:
+        found = fetch_base(base, bench.workspace.cache, report)
+        model = found.load(assistant, bench.hardware.torch_dtype)
+        data = {Path(found.path).name: found.sha256} if found.sha256 else {}
+        card = Card(
+            kind="base", assistant=assistant, licence=found.licence or "unknown", state="accepted",
+            verdict=f"The base model, as published: {found.source}.", data=data,
+        )  # fmt: skip
+        version = bench.publish(stage, lambda folder: save_model(folder, model), card)
+    if versions.pointer() is None:
+        versions.promote(version.name, "the base model: something to talk to from the first minute")
+    return version
+
+
+def sft(bench: Bench, parent: Version, recipe: Recipe) -> Version:
+    """Fine-tune ``parent`` on the recipe's demonstrations, replay and files."""
+    done = bench.published("sft")
+    if done:
+        return done
+    model = bench.load(parent)
+    replayed = []
+    if recipe.data.replay:
+        engine = Engine(model, max_batch=CHUNK_BATCH)
+        folder, tick = bench.folder / "replay", bench.ticker("replay")
+        replayed = materials.replay(engine, recipe.data.replay, recipe.data.replay_max_tokens, folder, tick)
+    material = materials.sft_material(recipe, model.tokenizer, replayed)
+    report = train_sft(
+        model, material.train, material.validation, recipe.sft, bench.folder, bench.events,
+        checkpoint_seconds=bench.checkpoint_seconds,
+    )  # fmt: skip
+    bench.events.append("report", stage="sft", text=report.remark, **asdict(report))
+    card = child_card("sft", parent, material.hashes, {"sft": asdict(report)})
+    return bench.publish("sft", lambda folder: save_model(folder, model), card)
+
+
+CHUNK_BATCH = 32
+"""Sequences generated at the same time by the stages: what the cache of a laptop's memory holds with ease."""
+
+
+def rank(bench: Bench, policy: Version, items: Sequence[Item], config: RankConfig) -> list[dict[str, Any]]:
+    """Rankings of answers sampled from ``policy`` and written ones; kept as ``rankings.jsonl``."""
+    engine = Engine(bench.load(policy), max_batch=CHUNK_BATCH)
+    rows = materials.rank_answers(engine, items, config, bench.folder, bench.ticker("rank"))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    atomic.write_text(bench.folder / "rankings.jsonl", text)
+    decided = sum(len(set(row["ranks"])) > 1 for row in rows)
+    bench.events.append("report", stage="rank", text=f"{len(rows)} rankings, {decided} tell answers apart.")
+    return rows
+
+
+def reward_model(
+    bench: Bench,
+    parent: Version,
+    rows: Sequence[dict[str, Any]],
+    config: RewardModelConfig,
+    validation_share: float,
+) -> Version:
+    """Train a reward model from ``parent`` on rankings; its figures go into its card."""
+    done = bench.published("reward_model")
+    if done:
+        return done
+    model = bench.load(parent)
+    scorer = Scorer(model.decoder, model.tokenizer).to(bench.hardware.device)
+    train, held = materials.ranking_split(rows, validation_share)
+    as_ids = lambda some: [materials.ranked_ids(model.tokenizer, row) for row in some]
+    report = train_reward_model(
+        scorer, as_ids(train), as_ids(held), config, bench.folder, bench.events,
+        checkpoint_seconds=bench.checkpoint_seconds,
+    )  # fmt: skip
+    set_normalisation(scorer, held)
+    measured = reward_report(scorer, held)
+    bench.events.append("report", stage="reward_model", text=describe_reward_model(measured), **measured)
+    card = child_card("reward_model", parent, {"rankings": materials.digest(list(rows))},
+                      {"reward_model": asdict(report) | measured})  # fmt: skip
+    return bench.publish("reward_model", lambda folder: save_scorer(folder, scorer), card)
+
+
+def describe_reward_model(measured: dict[str, Any]) -> str:
+    part = lambda name: "none" if measured[name]["accuracy"] is None else f"{measured[name]['accuracy']:.1%}"
+    return (
+        f"Pair accuracy on {measured['rankings']} held-out rankings: {part('all')}; sampled answers against each other "
+        f"{part('on_policy')}, with written ones {part('with_written')}. Correlation of score with length "
+        f"{measured['correlation_with_length']:+.2f}."
+    )
+
+
+def ppo(
+    bench: Bench, parent: Version, scorer: Version | None, items: Sequence[Item], config: PPOConfig,
+    stage: str = "ppo",
+) -> Version:  # fmt: skip
+    """Align ``parent`` by PPO against the reward model and the rules."""
+    done = bench.published(stage)
+    if done:
+        return done
+    model = bench.load(parent)
+    dtype, device = bench.hardware.torch_dtype, bench.hardware.device
+    judge = load_scorer(scorer.folder, dtype, device) if scorer is not None else None
+    if judge is not None:
+        for parameter in judge.parameters():
+            parameter.requires_grad_(False)
+    prompts = materials.ppo_prompts(items)
+    train_ppo(
+        model, prompts, judge, config, bench.folder, bench.events, checkpoint_seconds=bench.checkpoint_seconds
+    )
+    card = child_card("ppo", parent, {"prompts": materials.digest([i.id for i in items])}, {})
+    if scorer is not None:
+        card.parents.append(scorer.name)
+    return bench.publish(stage, lambda folder: save_model(folder, model), card)
+
+
+def child_card(kind: str, parent: Version, data: dict[str, str], metrics: dict[str, Any]) -> Card:
+    return Card(
+        kind=kind, assistant=parent.card.assistant, parents=[parent.name], data=data, metrics=metrics,
+        licence=parent.card.licence,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def measure(
+    bench: Bench,
+    version: Version,
+    split: EvaluationSplit,
+    config: EvaluationConfig,
+    base: Results | None,
+    stage: str,
+    progress: Tick | None = None,
+) -> Results:
+    """Evaluate a version on a split; answers are cached in the workspace by everything that decides them."""
+    suite = build_suite(split, config.seed, sizes=config.sizes, assistant=version.card.assistant)
+    model = bench.load(version)
+    identity = f"{folder_identity(version.folder)}/{bench.hardware.dtype}/{bench.hardware.threads}"
+    return evaluate(
+        Engine(model, max_batch=CHUNK_BATCH),
+        suite,
+        name=version.name,
+        identity=identity,
+        cache=bench.workspace.cache / "answers",
+        base=base,
+        model=model,
+        prose=load_passages(split),
+        sampling=Sampling(temperature=0, max_tokens=config.max_new_tokens),
+        progress=progress or bench.ticker(stage),
+    )
+
+
+def stored_rankings(path: Path) -> list[dict[str, Any]]:
+    """Rankings written by ``rank``, or a user's own in the same format.
+
+    Raises:
+        WorkspaceError: there are none.
+    """
+    if not path.exists():
+        raise WorkspaceError("there are no rankings.", where=str(path), remedy="Run `nestling rank` first.")
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    return [{"category": "", "sources": ["sft"] * len(row["completions"])} | row for row in rows]

@@ -1,0 +1,246 @@
+"""PPO: the first step is neutral, nothing leaks, a killed run resumes to the same bits, and it learns."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from test_text_support import assistant, user
+from test_training import assert_equal, run_in_pieces
+from tiny import tiny_model
+
+from nestling.errors import TrainingStopped
+from nestling.generation.engine import Engine
+from nestling.generation.protocol import Request, Sampling
+from nestling.model.hf_folder import LoadedModel, save_model
+from nestling.model.layout import PackedLayout
+from nestling.model.scorer import Scorer
+from nestling.rewards.terms import Attempt, RewardMix
+from nestling.text.samples import training_samples
+from nestling.training.ppo import PPO, Networks, PPOConfig, Prompt, train_ppo
+from nestling.training.ppo.experience import Trace, joined
+from nestling.training.ppo.stage import Minibatch
+from nestling.training.settings import LoRAConfig
+from nestling.training.sft import SFTConfig, train_sft
+from nestling.workspace.events import EventLog
+
+
+class Vowels:
+    """A reward any model can find: the share of vowels in the answer."""
+
+    name = "vowels"
+
+    def __call__(self, attempts: Sequence[Attempt]) -> list[float]:
+        return [sum(c in "aeiou" for c in a.completion.text) / (len(a.completion.text) + 1) for a in attempts]
+
+
+PROMPTS = [Prompt([user(f"say {w}")]) for w in ("red", "blue", "tree", "bird", "stone")]
+SMALL: dict[str, Any] = {
+    "iterations": 4, "prompts": 6, "max_new_tokens": 8, "epochs": 2, "minibatches": 2, "row_tokens": 128,
+    "critic_warmup": 2, "learning_rate": 1e-3, "warmup_steps": 0, "transcript_every": 2, "stop_kl": 9.0,
+}  # fmt: skip
+
+
+def make_ppo(folder: Path, dtype: torch.dtype = torch.float32, model: LoadedModel | None = None, **changes: Any) -> PPO:
+    config = PPOConfig(**SMALL | changes)
+    model = model or tiny_model(dtype=dtype)
+    critic = tiny_model(seed=9, dtype=dtype).decoder if config.critic == "separate" else None
+    networks = Networks(model, config, critic)
+    return PPO(networks, Engine(model), PROMPTS, RewardMix([(Vowels(), 1.0)]), config, folder)
+
+
+def experience(ppo: PPO, step: int = 0) -> tuple[list[Attempt], list[Trace], list[Minibatch]]:
+    attempts, _ = ppo.roll_out(step)
+    minibatches = ppo.partition(attempts, step)
+    return attempts, ppo.evaluate(attempts, minibatches)[0], minibatches
+
+
+VARIANTS: list[dict[str, Any]] = [
+    {}, {"critic": "separate"}, {"lora": LoRAConfig(rank=4)}, {"value_coef": 0.0}, {"kl_target": 0.5},
+    {"importance_cap": 2.0}, {"temperature": 0.7},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_before_the_first_update_the_ratio_is_one_and_the_kl_zero(changes: dict[str, Any], tmp_path: Path) -> None:
+    ppo = make_ppo(tmp_path, **changes)
+    ppo.warm_up_critic()
+    attempts, traces, minibatches = experience(ppo)
+    described = ppo.describe(attempts, traces)
+    assert described["kl"] == 0
+    assert described["rollout_mismatch_max"] < 1e-4
+    metrics = ppo.improve(traces, minibatches, 0)
+    assert metrics["first_ratio"] == 1 and metrics["first_update_kl"] == 0
+    assert metrics["updates"] == 4 and metrics["last_update_kl"] > 0
+
+
+def test_bf16_rollouts_stay_near_the_training_forward(tmp_path: Path) -> None:
+    ppo = make_ppo(tmp_path, dtype=torch.bfloat16)
+    attempts, traces, _ = experience(ppo)
+    assert ppo.describe(attempts, traces)["rollout_mismatch"] < 0.04
+
+
+def test_advantages_are_whitened_and_the_score_sits_on_the_last_token(tmp_path: Path) -> None:
+    ppo = make_ppo(tmp_path, kl_coef=0.0)
+    attempts, traces, _ = experience(ppo)
+    advantages = joined(traces, "advantages")
+    assert advantages.mean().abs() < 1e-5 and advantages.std(correction=0) == pytest.approx(1, abs=1e-3)
+    for attempt, trace in zip(attempts, traces, strict=True):
+        assert trace.rewards[-1].item() == pytest.approx(Vowels()([attempt])[0]) and not trace.rewards[:-1].any()
+        assert trace.completion is attempt.completion
+        assert len(trace.logprobs) == len(attempt.completion.token_ids)  # the end token is part of the loss
+
+
+def test_a_value_head_on_the_trunk_leaves_the_logits_alone_and_exports_hold_no_head(tmp_path: Path) -> None:
+    model = tiny_model()
+    ids = torch.arange(20, 40)
+    before = model.decoder.logits(model.decoder(ids, PackedLayout.from_lengths([20])))
+    ppo = make_ppo(tmp_path, model=model)
+    ppo.warm_up_critic()
+    assert ppo.networks.value_head.weight.abs().sum() > 0
+    assert torch.equal(before, model.decoder.logits(model.decoder(ids, PackedLayout.from_lengths([20]))))
+    save_model(tmp_path, model)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert set(file.keys()) == {n for n, _ in tiny_model().decoder.named_parameters()}
+
+
+def value_gradients(ppo: PPO) -> float:
+    """How much gradient the value loss alone sends into the trunk."""
+    _, traces, minibatches = experience(ppo)
+    row, indices = minibatches[0][0]
+    _, _, values = ppo.networks(row)
+    (values - joined([traces[i] for i in indices], "returns")).pow(2).sum().backward()
+    assert ppo.networks.value_head.weight.grad.abs().sum() > 0
+    return sum(p.grad.abs().sum().item() for p in ppo.networks.policy.parameters() if p.grad is not None)
+
+
+def test_value_coefficient_zero_sends_nothing_into_the_trunk(tmp_path: Path) -> None:
+    for coefficient, expected in ((0.0, False), (0.1, True)):
+        ppo = make_ppo(tmp_path, value_coef=coefficient)
+        torch.nn.init.normal_(ppo.networks.value_head.weight)
+        assert (value_gradients(ppo) > 0) == expected
+
+
+@pytest.mark.parametrize("changes", [{}, {"critic": "separate"}, {"lora": LoRAConfig(rank=4)}], ids=str)
+def test_killed_and_resumed_is_bit_equal(changes: dict[str, Any], tmp_path: Path) -> None:
+    def make(folder: Path) -> PPO:
+        return make_ppo(folder, dtype=torch.bfloat16, kl_target=0.5, **changes)
+
+    whole = run_in_pieces(make, tmp_path / "whole", [])
+    pieces = run_in_pieces(make, tmp_path / "pieces", [1, 2])
+    assert_equal(whole.learner.optimizer.state(), pieces.learner.optimizer.state())
+    assert whole.state() == pieces.state() and whole.kl_coef != whole.config.kl_coef
+    for file in (tmp_path / "whole" / "transcripts").iterdir():
+        assert file.read_bytes() == (tmp_path / "pieces" / "transcripts" / file.name).read_bytes()
+
+
+def test_the_reference_stays_where_it_was(tmp_path: Path) -> None:
+    ppo = make_ppo(tmp_path)
+    start = tiny_model().decoder
+    for step in range(2):
+        ppo.step(step)
+    for theirs, mine in zip(start.parameters(), ppo.networks.reference.parameters(), strict=True):
+        assert torch.equal(theirs, mine)
+    assert any(not torch.equal(a, b) for a, b in zip(start.parameters(), ppo.networks.policy.parameters(), strict=True))
+
+
+def test_runaway_policies_are_stopped_with_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(TrainingStopped, match=r"collapsed: the KL.*above max_kl"):
+        train_ppo(
+            tiny_model(), PROMPTS, None, PPOConfig(**SMALL | {"learning_rate": 0.05, "iterations": 30, "max_kl": 2.0}),
+            tmp_path, EventLog(tmp_path / "e"), reward=RewardMix([(Vowels(), 10.0)]),
+        )  # fmt: skip
+    assert list(tmp_path.glob("checkpoint-*/state.safetensors"))
+
+
+def test_a_learned_score_rewards_what_the_scorer_likes(tmp_path: Path) -> None:
+    model = tiny_model()
+    scorer = Scorer(tiny_model(seed=3).decoder, model.tokenizer)
+    torch.nn.init.normal_(scorer.head.weight)
+    events = EventLog(tmp_path / "e")
+    changes = {"iterations": 1, "learned_weight": 1.0, "check_weight": 0.0, "unfinished_penalty": 0.0}
+    train_ppo(model, PROMPTS, scorer, PPOConfig(**SMALL | changes), tmp_path, events)
+    [step] = [e for e in events.read()[0] if e["kind"] == "step"]
+    assert step["metrics"]["reward/learned"] != 0
+    total = step["metrics"]["reward/learned"] - 0.5 * step["metrics"]["reward/looping"]
+    assert step["metrics"]["reward/total"] == pytest.approx(total, abs=1e-5)
+
+
+NODES = "ABCDEFGHIJ"
+
+
+class ShortestPaths:
+    """Reward of a path from A to B through a random graph: shortest length over its own; 0 when it is no path."""
+
+    name = "path"
+
+    def __init__(self, seed: int) -> None:
+        draw = random.Random(seed)
+        self.edges = {n: sorted({*draw.sample(NODES, 3), NODES[(i + 1) % 10]} - {n}) for i, n in enumerate(NODES)}
+        self.pairs = [(a, b) for a in NODES for b in NODES if a != b and b not in self.edges[a]]
+
+    def distance(self, start: str, goal: str) -> int:
+        seen, queue = {start: 0}, deque([start])
+        while queue:
+            node = queue.popleft()
+            for after in self.edges[node]:
+                if after not in seen:
+                    seen[after] = seen[node] + 1
+                    queue.append(after)
+        return seen[goal]
+
+    def wander(self, start: str, goal: str, draw: random.Random) -> str:
+        """A random walk that ends at the goal, or gives up after eight steps and is tried again."""
+        while True:
+            path = start
+            while len(path) < 9:
+                path += draw.choice(self.edges[path[-1]])
+                if path[-1] == goal:
+                    return path
+                
+    def value(self, prompt: str, answer: str) -> float:
+        start, goal = prompt.split()
+        legal = all(b in self.edges.get(a, ()) for a, b in zip(answer, answer[1:], strict=False))
+        if len(answer) < 2 or answer[0] != start or answer[-1] != goal or not legal:
+            return 0.0
+        return self.distance(start, goal) / (len(answer) - 1)
+
+    def __call__(self, attempts: Sequence[Attempt]) -> list[float]:
+        return [
+            self.value(a.messages[0]["content"], a.completion.text) if a.completion.finished else 0.0
+            for a in attempts
+        ]
+
+
+@pytest.mark.slow
+def test_ppo_finds_shortest_paths(tmp_path: Path) -> None:
+    """Taught by random walks, PPO reaches 90 % of the optimum; the walks themselves are far from it."""
+    graph, draw = ShortestPaths(1), random.Random(2)
+    model = tiny_model(seed=1, hidden_size=64, num_heads=4, num_kv_heads=2, head_dim=16, intermediate_size=128)
+    walks = [[user(f"{a} {b}"), assistant(graph.wander(a, b, draw))] for a, b in graph.pairs for _ in range(40)]
+    samples = [s for walk in walks for s in training_samples(model.tokenizer, walk, "walk")]
+    sft = SFTConfig(
+        learning_rate=4e-3, epochs=3, max_tokens=10**7, row_tokens=2048, batch_tokens=4096, validate_every=50
+    )
+    train_sft(model, samples[60:], samples[:60], sft, tmp_path / "sft", EventLog(tmp_path / "e"))
+
+    def greedy() -> float:
+        requests = [Request([user(f"{a} {b}")], Sampling(temperature=0, max_tokens=12)) for a, b in graph.pairs]
+        done = Engine(model).generate(requests)
+        return sum(graph([Attempt(r.messages, c, None) for r, c in zip(requests, done, strict=True)])) / len(done)
+
+    before = greedy()
+    config = PPOConfig(
+        iterations=120, prompts=64, max_new_tokens=12, epochs=2, minibatches=2, learning_rate=5e-4, kl_coef=0.0,
+        row_tokens=2048, stop_kl=0.2, max_kl=1e9, transcript_every=1000, critic_learning_rate=3e-3,
+    )  # fmt: skip
+    prompts = [Prompt([user(f"{a} {b}")]) for a, b in graph.pairs]
+    train_ppo(model, prompts, None, config, tmp_path / "ppo", EventLog(tmp_path / "p"), reward=RewardMix([(graph, 1.0)]))
+    after = greedy()
+    assert before < 0.75 and after > 0.9, (before, after)
