@@ -1,0 +1,83 @@
+// The page: wires the controls to the conversation and the server's news.
+
+import { ask, isRunning, restore, startNew, stop } from "./chat.js";
+import { byId, make, memory } from "./dom.js";
+import { followStatus } from "./nest.js";
+import { onLanguage, startWords, t } from "./words.js";
+
+const prompt = byId("prompt");
+
+function send(text) {
+  if (isRunning() || !text.trim()) return;
+  const model = byId("version").value || "nestling";
+  const models = byId("two").checked ? [model, byId("against").value || model] : [model];
+  prompt.value = "";
+  fit();
+  ask(text.trim(), models);
+  reflect();
+}
+
+/** The box grows with what is written, up to the limit in the style sheet. */
+function fit() {
+  prompt.style.height = "auto";
+  prompt.style.height = `${prompt.scrollHeight}px`;
+}
+
+function reflect() {
+  byId("send").hidden = isRunning();
+  byId("stop").hidden = !isRunning();
+  byId("send").disabled = !prompt.value.trim();
+}
+
+function showTheme(theme) {
+  if (theme) document.documentElement.dataset.theme = theme;
+}
+
+byId("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  send(prompt.value);
+});
+prompt.addEventListener("input", () => (fit(), reflect()));
+prompt.addEventListener("keydown", (event) => {
+  // While a Chinese word is being composed, Enter belongs to the input method.
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  send(prompt.value);
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && isRunning()) stop();
+});
+byId("stop").addEventListener("click", stop);
+byId("new-chat").addEventListener("click", () => {
+  startNew();
+  prompt.focus();
+});
+byId("two").addEventListener("change", () => {
+  byId("against-label").hidden = !byId("two").checked;
+});
+byId("theme").addEventListener("click", () => {
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const now = document.documentElement.dataset.theme ?? (dark ? "dark" : "light");
+  const theme = now === "dark" ? "light" : "dark";
+  memory.set("theme", theme);
+  showTheme(theme);
+});
+new MutationObserver(reflect).observe(document.body, { attributeFilter: ["class"] });
+
+onLanguage(() => {
+  byId("suggestions").replaceChildren(
+    ...t("suggestions").map((text) => {
+      const button = make("button", { type: "button", className: "soft" }, text);
+      button.addEventListener("click", () => send(text));
+      return button;
+    }),
+  );
+});
+
+showTheme(memory.get("theme"));
+startWords();
+restore();
+reflect();
+fit();
+followStatus();
+if (matchMedia("(hover: hover)").matches) prompt.focus();

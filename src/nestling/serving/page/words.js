@@ -1,0 +1,198 @@
+// English and Chinese. Elements name their words with data-text, data-label or data-placeholder.
+
+import { byId, memory } from "./dom.js";
+
+const WORDS = {
+  en: {
+    switchLanguage: "切换到中文",
+    otherLanguage: "中",
+    switchTheme: "Light or dark",
+    version: "Version",
+    newest: "Newest",
+    newestNamed: "{name} (newest)",
+    rejected: "{name}, rejected",
+    newChat: "New chat",
+    conversation: "Conversation",
+    greeting: "Hello, I am {name}.",
+    welcome:
+      "I am a small language model, still being raised. I get things wrong. Tell me with a thumb, or compare two of my answers.",
+    suggestions: [
+      "Who are you?",
+      "Tell me one thing about the ocean.",
+      "Write two sentences about a rainy morning.",
+      "How do I kill a process on Linux?",
+    ],
+    ask: "Write a message",
+    send: "Send",
+    stop: "Stop",
+    stopped: "stopped",
+    cut: "cut off at the length limit",
+    twoAnswers: "Two answers",
+    against: "against",
+    sameVersion: "itself",
+    hint: "Votes stay on this server, for raising later versions.",
+    you: "You",
+    good: "Good answer",
+    bad: "Bad answer",
+    why: "Why? (optional)",
+    thanksWhy: "Thanks. Why?",
+    thanks: "Thank you.",
+    copy: "Copy",
+    whichIsBetter: "Which answer is better?",
+    left: "Left",
+    right: "Right",
+    first: "First",
+    second: "Second",
+    tie: "Equally good",
+    both_bad: "Both bad",
+    keptNeither: "Neither answer is kept in the conversation.",
+    answerA: "Answer on the left",
+    answerB: "Answer on the right",
+    tookOver: "{name} answers from now on.",
+    loadingVersion: "{name} is being loaded …",
+    noVersion: "The first version is on its way …",
+    lost: "The connection was lost.",
+    unreachable: "The server cannot be reached. Trying again …",
+    notRecorded: "The judgment was not recorded: {why}",
+    retry: "Try again",
+    raising: "Raising",
+    stepOf: "step {step} of {steps}",
+    step: "step {step}",
+    etaSeconds: "less than a minute left",
+    etaMinutes: "about {n} min left",
+    etaHours: "about {n} h left",
+    finished: "Raised",
+    failed: "Raising stopped",
+    tokenTitle: "Token",
+    tokenWhy: "This server is reachable by others and wants its token.",
+    tokenEnter: "Enter",
+    stage_fetch: "Base model",
+    stage_sft: "Learning to chat",
+    stage_rank: "Ranking answers",
+    stage_reward_model: "Learning what is good",
+    stage_ppo: "Practising",
+    stage_evaluate: "Exam",
+    stage_gate: "Decision",
+  },
+  zh: {
+    switchLanguage: "Switch to English",
+    otherLanguage: "EN",
+    switchTheme: "浅色或深色",
+    version: "版本",
+    newest: "最新",
+    newestNamed: "{name}（最新）",
+    rejected: "{name}（未通过）",
+    newChat: "新对话",
+    conversation: "对话",
+    greeting: "你好，我是 {name}。",
+    welcome: "我是一个还在成长的小语言模型，会说错话。请用拇指告诉我，或者比较我的两个回答。",
+    suggestions: ["你是谁？", "你好！", "Tell me one thing about the ocean.", "Write two sentences about a rainy morning."],
+    ask: "写一条消息",
+    send: "发送",
+    stop: "停止",
+    stopped: "已停止",
+    cut: "达到长度上限",
+    twoAnswers: "两个回答",
+    against: "对比",
+    sameVersion: "自己",
+    hint: "评价只保存在这台服务器上，用于培养以后的版本。",
+    you: "你",
+    good: "回答得好",
+    bad: "回答得不好",
+    why: "为什么？（可不填）",
+    thanksWhy: "谢谢。为什么？",
+    thanks: "谢谢。",
+    copy: "复制",
+    whichIsBetter: "哪个回答更好？",
+    left: "左边",
+    right: "右边",
+    first: "第一个",
+    second: "第二个",
+    tie: "一样好",
+    both_bad: "都不好",
+    keptNeither: "两个回答都不保留在对话里。",
+    answerA: "左边的回答",
+    answerB: "右边的回答",
+    tookOver: "从现在起由 {name} 回答。",
+    loadingVersion: "正在载入 {name} ……",
+    noVersion: "第一个版本马上就来 ……",
+    lost: "连接中断了。",
+    unreachable: "无法连接服务器，正在重试 ……",
+    notRecorded: "评价没有保存：{why}",
+    retry: "再试一次",
+    raising: "培养",
+    stepOf: "第 {step} 步，共 {steps} 步",
+    step: "第 {step} 步",
+    etaSeconds: "还剩不到一分钟",
+    etaMinutes: "大约还剩 {n} 分钟",
+    etaHours: "大约还剩 {n} 小时",
+    finished: "培养完成",
+    failed: "培养中止",
+    tokenTitle: "令牌",
+    tokenWhy: "这台服务器别人也能访问，需要令牌。",
+    tokenEnter: "进入",
+    stage_fetch: "基础模型",
+    stage_sft: "学习对话",
+    stage_rank: "回答排序",
+    stage_reward_model: "学习好坏",
+    stage_ppo: "练习",
+    stage_evaluate: "考试",
+    stage_gate: "决定",
+  },
+};
+
+const listeners = [];
+let language = memory.get("language") ?? (navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en");
+
+/** The words for a key, with {slots} filled in. */
+export function t(key, slots = {}) {
+  const words = WORDS[language][key] ?? WORDS.en[key];
+  if (typeof words !== "string") return words;
+  return words.replace(/\{(\w+)\}/g, (_, slot) => slots[slot]);
+}
+
+/** A stage's name for people; stages we do not know keep their own. */
+export const stageName = (stage) => WORDS[language][`stage_${stage}`] ?? stage;
+
+/** Call whenever the language changes, and once now. */
+export function onLanguage(listener) {
+  listeners.push(listener);
+  listener();
+}
+
+/** Let a node's text be the words for a key, now and after the language changes. Returns the node. */
+export function saying(node, key, slots = {}) {
+  node.dataset.text = key;
+  node.dataset.slots = JSON.stringify(slots);
+  node.textContent = t(key, slots);
+  return node;
+}
+
+/** The same for its label: what a screen reader says and what a pointer sees. */
+export function labelled(node, key) {
+  node.dataset.label = key;
+  node.setAttribute("aria-label", t(key));
+  if (node.tagName === "BUTTON") node.title = t(key);
+  return node;
+}
+
+function apply() {
+  document.documentElement.lang = language === "zh" ? "zh-Hans" : "en";
+  for (const node of document.querySelectorAll("[data-text]")) {
+    saying(node, node.dataset.text, JSON.parse(node.dataset.slots ?? "{}"));
+  }
+  for (const node of document.querySelectorAll("[data-label]")) labelled(node, node.dataset.label);
+  for (const node of document.querySelectorAll("[data-placeholder]")) node.placeholder = t(node.dataset.placeholder);
+  byId("language").textContent = t("otherLanguage");
+  for (const listener of listeners) listener();
+}
+
+/** Show the page in the visitor's language and let the button switch it. */
+export function startWords() {
+  byId("language").addEventListener("click", () => {
+    language = language === "zh" ? "en" : "zh";
+    memory.set("language", language);
+    apply();
+  });
+  apply();
+}

@@ -1,0 +1,253 @@
+"""A walk through the page in a real browser."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from sqlalchemy import func, select
+
+from nestling.serving import hash_token
+from nestling.storage import Generation, Judgment, open_database
+from nestling.workspace import Workspace
+from serving_support import LiveServer, publish, running, wait_until
+
+pytestmark = pytest.mark.browser
+expect.set_options(timeout=20_000)
+
+INJECTION = " <img src=x onerror=\"document.title='pwned'\"><script>document.title='pwned'</script>"
+ANSWER = ("Hello", " there,", INJECTION, " 你好", "\n\nSecond paragraph\nwith a <b>line</b> break.")
+SHOWN = f"Hello there,{INJECTION} 你好\n\nSecond paragraph\nwith a <b>line</b> break."
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.fail("Chromium is needed to test the page. Install it with: apt-get install chromium")
+    arguments = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+    ]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    workspace = Workspace(tmp_path / "nest")
+    publish(workspace, ANSWER, "base")
+    publish(workspace, [f"word{n} " for n in range(50)], loop=True)
+    publish(workspace, ["I am", " small."], "ppo")
+    publish(workspace, ["no"], "ppo")
+    workspace.versions.mark("v4-ppo", "rejected", "lost 8 points on memory")
+    workspace.versions.promote("v1-base", "first")
+    return workspace
+
+
+def opened(browser: Browser, url: str, **options: str) -> tuple[Page, list[str]]:
+    """A page, and the list in which everything it complains about ends up."""
+    page = browser.new_context(**{"locale": "en-US", **options}).new_page()  # type: ignore[arg-type]
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.goto(url)
+    return page, complaints
+
+
+def send(page: Page, text: str) -> None:
+    page.get_by_label("Write a message").fill(text)
+    page.keyboard.press("Enter")
+
+
+def judgments(workspace: Workspace) -> list[tuple[str, str, str]]:
+    database = open_database(workspace.database_path)
+    with database.read() as session:
+        rows = session.scalars(select(Judgment).order_by(Judgment.id))
+        found = [(row.kind, row.value, row.reason) for row in rows]
+    database.close()
+    return found
+
+
+def test_a_walk(browser: Browser, workspace: Workspace) -> None:
+    with running(workspace) as server:
+        server.wait()
+        page, complaints = opened(browser, server.url)
+        _chat_and_thumbs(page, workspace)
+        _stop_a_stream(page, server)
+        _vote(page, workspace)
+        _raising_and_takeover(page, workspace)
+        _language_theme_and_return(page)
+        assert complaints == []
+        page.context.close()
+
+
+def _chat_and_thumbs(page: Page, workspace: Workspace) -> None:
+    expect(page.get_by_role("heading", name="Hello, I am Nestling.")).to_be_visible()
+    expect(page.get_by_label("Write a message")).to_be_focused()
+    page.keyboard.type("One line")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("<i>another</i>")
+    page.keyboard.press("Enter")
+    answer = page.locator(".answer .text")
+    expect(page.locator(".user .text")).to_have_text("One line\n<i>another</i>")
+    expect(page.locator(".answer .version")).to_have_text("v1-base")
+    assert answer.inner_text() == SHOWN
+    assert page.locator("#log img, #log script, #log b, #log i:not(.dots i)").count() == 0
+    expect(page).to_have_title("Nestling")
+
+    good = page.get_by_role("button", name="Good answer")
+    good.click()
+    expect(good).to_have_attribute("aria-pressed", "true")
+    page.get_by_label("Why? (optional)").fill("friendly")
+    page.keyboard.press("Enter")
+    expect(page.locator(".reply")).to_have_text("Thank you.")
+    page.get_by_role("button", name="Bad answer").click()
+    expect(good).to_have_attribute("aria-pressed", "false")
+    page.get_by_role("button", name="Bad answer").click()
+    wait_until(lambda: len(judgments(workspace)) == 4)
+    assert judgments(workspace) == [
+        ("thumb", "up", ""),
+        ("thumb", "up", "friendly"),
+        ("thumb", "down", ""),
+        ("thumb", "none", ""),
+    ]
+
+
+def _stop_a_stream(page: Page, server: LiveServer) -> None:
+    picker = page.get_by_label("Version")
+    assert page.locator("#version option[disabled]").inner_text() == "v4-ppo, rejected"
+    picker.select_option("v2-sft")
+    send(page, "Count")
+    answer = page.locator(".answer .text").last
+    expect(answer).to_contain_text("word0 word1")
+    before = len(answer.inner_text())
+    expect(page.get_by_role("button", name="Send")).to_be_hidden()
+    wait_until(lambda: len(answer.inner_text()) > before)
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator(".answer .line").last).to_have_text("stopped")
+    wait_until(lambda: server.status()["open_requests"] == 0, seconds=10)
+    # What was said can be judged, though nobody waited for its end.
+    page.get_by_role("button", name="Bad answer").last.click()
+    expect(page.get_by_role("button", name="Bad answer").last).to_have_attribute("aria-pressed", "true")
+    picker.select_option("nestling")
+
+
+def _vote(page: Page, workspace: Workspace) -> None:
+    page.get_by_role("switch", name="Two answers").check()
+    page.get_by_label("against").select_option("v3-ppo")
+    send(page, "Who are you?")
+    expect(page.get_by_text("Which answer is better?")).to_be_visible()
+    texts = page.locator(".side .text").all_inner_texts()
+    assert sorted(texts) == sorted([SHOWN, "I am small."])
+    assert page.locator(".side .foot").all_inner_texts() == ["", ""]  # which is which is not told yet
+    page.locator(".vote").get_by_role("button", name="Right").click()
+    expect(page.locator(".side.right")).to_have_class("side right won")
+    told = page.locator(".side .foot").all_inner_texts()
+    assert told == ["v3-ppo" if text == "I am small." else "v1-base" for text in texts]
+    assert judgments(workspace)[-1] == ("vote", "b", "")
+    page.get_by_role("switch", name="Two answers").uncheck()
+
+
+def _raising_and_takeover(page: Page, workspace: Workspace) -> None:
+    progress = {"state": "running", "stage": "ppo", "stages": ["sft", "ppo"], "step": 12, "steps": 60}
+    text = json.dumps({**progress, "eta_seconds": 830, "metrics": {"reward": 0.43124}})
+    (workspace.root / "progress.json").write_text(text)
+    expect(page.locator("#raising-line")).to_have_text("Practising · step 12 of 60 · about 14 min left")
+    page.locator("#raising summary").click()
+    expect(page.locator("#raising-numbers")).to_have_text("reward0.431")
+    expect(page.locator("#raising-stages [aria-current=step]")).to_have_text("Practising")
+    workspace.versions.promote("v3-ppo", "better")
+    expect(page.locator(".note")).to_have_text("v3-ppo answers from now on.")
+    expect(page.locator("#version option:checked")).to_have_text("v3-ppo (newest)")
+    send(page, "And now?")
+    expect(page.locator(".answer .text").last).to_have_text("I am small.")
+    expect(page.locator(".answer .version").last).to_have_text("v3-ppo")
+
+
+def _language_theme_and_return(page: Page) -> None:
+    page.get_by_role("button", name="切换到中文").click()
+    expect(page.locator("#new-chat")).to_have_text("新对话")
+    expect(page.get_by_role("button", name="回答得好").first).to_be_visible()
+    dark = page.locator("body").evaluate("body => getComputedStyle(body).backgroundColor")
+    page.locator("#theme").click()
+    assert page.locator("body").evaluate("body => getComputedStyle(body).backgroundColor") != dark
+    page.reload()
+    expect(page.locator("html")).to_have_attribute("lang", "zh-Hans")
+    expect(page.locator(".answer")).to_have_count(3)
+    expect(page.locator(".side.right.won")).to_be_visible()
+    page.locator("#new-chat").click()
+    expect(page.locator("#log")).to_be_empty()
+    expect(page.get_by_role("heading", name="你好，我是 Nestling。")).to_be_visible()
+
+
+def test_errors_are_shown_and_can_be_retried(browser: Browser, workspace: Workspace) -> None:
+    (workspace.versions.get("v2-sft").folder / "broken").touch()
+    with running(workspace, token_hash=hash_token("correct-horse-battery")) as server:
+        page, _ = opened(browser, server.url, locale="zh-CN")
+        expect(page.get_by_role("dialog")).to_be_visible()
+        page.locator("#token").fill("correct-horse-battery")
+        page.keyboard.press("Enter")
+        page.locator("#version").select_option("v2-sft")
+        page.locator("#prompt").fill("你好")
+        page.keyboard.press("Enter")
+        expect(page.locator(".line.bad")).to_contain_text("broken on purpose")
+        (workspace.versions.get("v2-sft").folder / "broken").unlink()
+        page.get_by_role("button", name="再试一次").click()
+        expect(page.locator(".answer .text")).to_contain_text("word0")
+        expect(page.locator(".answer")).to_have_count(1)
+        page.keyboard.press("Escape")
+        expect(page.locator(".answer .line")).to_have_text("已停止")
+        page.context.close()
+
+
+def test_another_site_cannot_chat_or_vote(browser: Browser, workspace: Workspace) -> None:
+    def rows() -> list[int | None]:
+        database = open_database(workspace.database_path)
+        with database.read() as session:
+            counts = [
+                session.scalar(select(func.count()).select_from(table)) for table in (Generation, Judgment)
+            ]
+        database.close()
+        return counts
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *arguments: object) -> None: ...
+
+    evil = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
+    threading.Thread(target=evil.serve_forever, daemon=True).start()
+    attack = """async ([url, path, body, mode, type]) => {
+        const headers = type ? {"Content-Type": type} : {};
+        try {
+            return (await fetch(url + path, {method: "POST", mode, headers, body})).type;
+        } catch (error) {
+            return "refused";
+        }
+    }"""
+    with running(workspace) as server:
+        server.wait()
+        with server.client() as client:
+            chat = {"model": "nestling", "messages": [{"role": "user", "content": "Hi"}]}
+            generation_id = client.post("/v1/chat/completions", json=chat).json()["id"]
+        before = rows()
+        page, _ = opened(browser, f"http://127.0.0.1:{evil.server_port}/")
+        thumb = {"kind": "thumb", "generation_id": generation_id, "value": "down"}
+        for path, body in (("/v1/chat/completions", chat), ("/api/judgments", thumb)):
+            for mode, kind in (("no-cors", "text/plain"), ("no-cors", ""), ("cors", "application/json")):
+                told = page.evaluate(attack, [server.url, path, json.dumps(body), mode, kind])
+                assert told in ("opaque", "refused")
+        assert rows() == before
+        page.context.close()
+    evil.shutdown()
+    evil.server_close()
