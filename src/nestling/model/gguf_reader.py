@@ -112,19 +112,16 @@ class _Metadata:
         key = f"{self.architecture}.{key}"
         value = self.values.get(key, default)
         if type(value) is not kind:
-            what = (
-                f"metadata key {key!r} is missing."
-                if value is None
-                else f"metadata key {key!r} is {value!r}."
-            )
-            raise ModelError(what, where=self.where, remedy=READ_AGAIN)
+            what = "missing" if value is None else repr(value)
+            raise ModelError(f"metadata key {key!r} is {what}.", where=self.where, remedy=READ_AGAIN)
         return value
 
 
 def _config(header: Header, where: str) -> ModelConfig:
     """Read the network's shape and refuse what it cannot do."""
     metadata = _Metadata(header, where)
-    if header.metadata.get("split.count", 1) > 1:
+    parts = header.metadata.get("split.count", 1)
+    if not isinstance(parts, int) or parts > 1:
         remedy = "Join the parts with `llama-gguf-split --merge`."
         raise ModelError("this is one part of a split model.", where=where, remedy=remedy)
     if metadata.integer("expert_count", 0):
