@@ -1,0 +1,85 @@
+"""``report.html``: one file without outside parts that shows what an evaluation and a training run found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+from nestling.evaluation import plots
+from nestling.evaluation.compare import Comparison, points
+from nestling.evaluation.detectors import DetectorQuality
+from nestling.evaluation.results import Results, percent_with_interval
+from nestling.workspace import atomic
+
+_PAGES = Environment(
+    loader=PackageLoader("nestling.evaluation", "templates"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def write_report(
+    path: Path,
+    versions: Sequence[Results],
+    *,
+    title: str = "Nestling report",
+    sentences: Sequence[str] = (),
+    comparisons: Sequence[Comparison] = (),
+    events: Sequence[Mapping[str, Any]] = (),
+    detectors: Sequence[DetectorQuality] = (),
+    samples: int = 2,
+) -> None:
+    """Write the page, atomically.
+
+    Args:
+        versions: results on one suite, oldest first.
+        sentences: what was decided, in plain words.
+        comparisons: pairs of versions, held-out checks shown apart.
+        events: a run's ``events.jsonl``; its ``step`` events become curves.
+        detectors: how right the checks are.
+        samples: transcripts shown of each behaviour.
+
+    Raises:
+        WorkspaceError: the place cannot be written.
+    """
+    measures = {m.name: m for version in versions for m in version.measures}
+    rows = [
+        (measure, [version.figures.get(name) for version in versions])
+        for held_out in (False, True)
+        for name, measure in measures.items()
+        if measure.held_out is held_out
+    ]
+    # Markup: the pictures are matplotlib's own SVG, which escapes the texts in it.
+    page = _PAGES.get_template("report.html").render(
+        title=title,
+        sentences=sentences,
+        versions=versions,
+        rows=[(measure, figures) for measure, figures in rows if any(figures)],
+        bars=Markup(plots.behaviour_bars(versions)),
+        comparisons=[(c, Markup(plots.wins_and_losses(c))) for c in comparisons],
+        curves={stage: Markup(svg) for stage, svg in plots.training_curves(events).items()},
+        detectors=detectors,
+        transcripts=_transcripts(versions, samples),
+        percent=percent_with_interval,
+        points=points,
+    )
+    atomic.write_text(path, page)
+
+
+def _transcripts(versions: Sequence[Results], samples: int) -> list[dict[str, Any]]:
+    """For each behaviour its first prompts of different templates, with every version's answer."""
+    answers = [{row.item: row for row in version.rows} for version in versions]
+    seen: dict[str, set[str]] = {}
+    chosen = []
+    for row in versions[0].rows:
+        templates = seen.setdefault(row.behaviour, set())
+        if len(templates) < samples and row.template not in templates:
+            templates.add(row.template)
+            replies = [(v.name, a[row.item]) for v, a in zip(versions, answers, strict=True) if row.item in a]
+            chosen.append({"behaviour": row.behaviour, "messages": row.messages, "replies": replies})
+    return chosen
