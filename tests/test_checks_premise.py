@@ -221,6 +221,8 @@ DENIES = [
     (OCEAN, "Actually, no. The largest ocean is another one."),
     (GAS, 'The statement "plants absorb carbon dioxide" is a common misconception that can be misleading.'),
     (GAS, "That is false."),
+    (GAS, "I'm not sure whether that is right."),
+    (GAS, "I don't know."),
 ]
 
 

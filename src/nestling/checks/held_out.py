@@ -315,7 +315,7 @@ _FIRST_WORD = re.compile(
 _VERDICT = re.compile(
     r"\b(?:answer|response)\b[^.,;!?]{0,60}? (?:is|would be)(?: simply| a)?\W+(?P<said>yes|no)\b"
 )
-_DENYING = re.compile(r"\b(?:not|never|cannot|no)\b|n't\b")
+_DENYING = re.compile(r"not\b|\bnever\b|\bno\b|n't\b")
 
 
 class YesNo(Check):
