@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_model
 
 from nestling.errors import RequestError
 from nestling.generation import sampler
@@ -17,13 +16,17 @@ from nestling.generation.engine import Engine
 from nestling.generation.protocol import Completion, Request, Sampling
 from nestling.generation.stops import StopScanner
 from nestling.model.layout import PackedLayout
+from tiny import tiny_model
 
 
 def ask(text: str, **sampling: object) -> Request:
     return Request([{"role": "user", "content": text}], Sampling(**{"max_tokens": 20, **sampling}))
 
 
-REQUESTS = [ask(f"tell me {'more ' * n}", temperature=t, seed=n) for n, t in enumerate([0.0, 1.0, 0.7, 1.3, 0.0, 1.0, 1.0])]
+REQUESTS = [
+    ask(f"tell me {'more ' * n}", temperature=t, seed=n)
+    for n, t in enumerate([0.0, 1.0, 0.7, 1.3, 0.0, 1.0, 1.0])
+]
 
 
 def test_alone_equals_in_a_batch() -> None:
@@ -63,7 +66,9 @@ def test_greedy_follows_an_update_of_the_weights() -> None:
 def test_the_end_token_ends_and_is_reported_but_not_shown() -> None:
     model = tiny_model(tie_embeddings=False)
     end = model.tokenizer.eos_id
-    with torch.no_grad():  # a model that always says the end token: blocks add nothing, channel 0 votes for it
+    with (
+        torch.no_grad()
+    ):  # a model that always says the end token: blocks add nothing, channel 0 votes for it
         for block in model.decoder.model.layers:
             block.self_attn.o_proj.weight.zero_()
             block.mlp.down_proj.weight.zero_()
@@ -132,7 +137,9 @@ def test_a_stop_string_ends_the_answer_before_it() -> None:
 
 @given(st.text("abc", max_size=30), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3), st.data())
 @settings(max_examples=200, deadline=None)
-def test_stop_scanner_equals_searching_the_whole_text(text: str, stops: list[str], data: st.DataObject) -> None:
+def test_stop_scanner_equals_searching_the_whole_text(
+    text: str, stops: list[str], data: st.DataObject
+) -> None:
     scanner, shown, at = StopScanner(stops), "", 0
     while at < len(text) and not scanner.hit:
         size = data.draw(st.integers(1, 5))
@@ -167,7 +174,12 @@ def test_draws_follow_the_distribution() -> None:
     assert sampler.draw(torch.tensor([[0.0, 1.0, 0.0]] * 2), edge).tolist() == [1, 1]
 
 
-@given(st.lists(st.floats(0.01, 1), min_size=2, max_size=12), st.integers(1, 12), st.floats(0.05, 1), st.floats(0, 0.9))
+@given(
+    st.lists(st.floats(0.01, 1), min_size=2, max_size=12),
+    st.integers(1, 12),
+    st.floats(0.05, 1),
+    st.floats(0, 0.9),
+)
 @settings(max_examples=200, deadline=None)
 def test_truncation_keeps_the_most_likely_and_what_it_promises(
     weights: list[float], top_k: int, top_p: float, min_p: float

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,6 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from tiny import tiny_config, tiny_model
 
 from nestling.errors import ModelError
 from nestling.model.config import ModelConfig
@@ -21,9 +22,10 @@ from nestling.model.heads import ScalarHead
 from nestling.model.hf_folder import copy_decoder, load_model, save_model
 from nestling.model.kv_cache import KVCache
 from nestling.model.layout import PackedLayout
-from nestling.model.lora import add_lora, adapters_off, merge_lora
+from nestling.model.lora import adapters_off, add_lora, merge_lora
 from nestling.model.scorer import Scorer, load_scorer, save_scorer
 from nestling.model.vocabulary import token_logprobs
+from tiny import tiny_config, tiny_model
 
 LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -112,7 +114,9 @@ def test_a_sliding_window_limits_the_context() -> None:
         ({"num_key_value_heads": 4}, "cannot share"),
     ],
 )
-def test_weights_that_do_not_fit_the_config_are_named(change: dict[str, int], message: str, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_the_config_are_named(
+    change: dict[str, int], message: str, tmp_path: Path
+) -> None:
     save_model(tmp_path, tiny_model())
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -147,7 +151,9 @@ def test_sharded_weights_load_and_an_index_cannot_leave_the_folder(tmp_path: Pat
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     ids = torch.arange(10, 30)
     assert torch.equal(logits(load_model(tmp_path, torch.float32).decoder, ids), logits(model.decoder, ids))
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../part-0.safetensors"}}))
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "../part-0.safetensors"}})
+    )
     with pytest.raises(ModelError, match="outside the folder"):
         load_model(tmp_path, torch.float32)
 
@@ -176,7 +182,10 @@ def test_candidates_that_share_a_prompt_score_as_if_alone_gradients_too() -> Non
     gradients = {n: p.grad.clone() for n, p in decoder.named_parameters() if p.grad is not None}
     decoder.zero_grad()
     alone = torch.stack(
-        [decoder(torch.cat([prompt, c]), PackedLayout.from_lengths([11 + len(c)]))[-1] @ head for c in completions]
+        [
+            decoder(torch.cat([prompt, c]), PackedLayout.from_lengths([11 + len(c)]))[-1] @ head
+            for c in completions
+        ]
     )
     (alone * torch.tensor([1.0, -2.0, 0.5, 3.0])).sum().backward()
     assert torch.allclose(together, alone, atol=1e-5)
@@ -190,7 +199,9 @@ def test_cached_decoding_equals_the_full_forward_while_rows_come_and_go() -> Non
     cache = KVCache(decoder.config, torch.float32, torch.device("cpu"))
     texts = [list(range(20, 20 + n)) for n in (5, 130, 9)]
     with torch.inference_mode():
-        decoder(torch.tensor(sum(texts, [])), cache.prefill([len(t) for t in texts]))
+        decoder(
+            torch.tensor(functools.reduce(operator.iadd, texts, [])), cache.prefill([len(t) for t in texts])
+        )
         rows = [0, 1, 2]
         for token in range(50, 60):
             if token == 53:  # row 0 leaves, the last one moves into its place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import deque
 from collections.abc import Sequence
@@ -11,9 +12,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from test_text_support import assistant, user
-from test_training import assert_equal, run_in_pieces
-from tiny import tiny_model
 
 from nestling.errors import TrainingStopped
 from nestling.generation.engine import Engine
@@ -29,6 +27,9 @@ from nestling.training.ppo.stage import Minibatch
 from nestling.training.settings import LoRAConfig
 from nestling.training.sft import SFTConfig, train_sft
 from nestling.workspace.events import EventLog
+from test_text_support import assistant, user
+from test_training import assert_equal, run_in_pieces
+from tiny import tiny_model
 
 
 class Vowels:
@@ -47,7 +48,9 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def make_ppo(folder: Path, dtype: torch.dtype = torch.float32, model: LoadedModel | None = None, **changes: Any) -> PPO:
+def make_ppo(
+    folder: Path, dtype: torch.dtype = torch.float32, model: LoadedModel | None = None, **changes: Any
+) -> PPO:
     config = PPOConfig(**SMALL | changes)
     model = model or tiny_model(dtype=dtype)
     critic = tiny_model(seed=9, dtype=dtype).decoder if config.critic == "separate" else None
@@ -68,7 +71,9 @@ VARIANTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
-def test_before_the_first_update_the_ratio_is_one_and_the_kl_zero(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_before_the_first_update_the_ratio_is_one_and_the_kl_zero(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
     ppo = make_ppo(tmp_path, **changes)
     ppo.warm_up_critic()
     attempts, traces, minibatches = experience(ppo)
@@ -92,7 +97,9 @@ def test_advantages_are_whitened_and_the_score_sits_on_the_last_token(tmp_path: 
     advantages = joined(traces, "advantages")
     assert advantages.mean().abs() < 1e-5 and advantages.std(correction=0) == pytest.approx(1, abs=1e-3)
     for attempt, trace in zip(attempts, traces, strict=True):
-        assert trace.rewards[-1].item() == pytest.approx(Vowels()([attempt])[0]) and not trace.rewards[:-1].any()
+        assert (
+            trace.rewards[-1].item() == pytest.approx(Vowels()([attempt])[0]) and not trace.rewards[:-1].any()
+        )
         assert trace.completion is attempt.completion
         assert len(trace.logprobs) == len(attempt.completion.token_ids)  # the end token is part of the loss
 
@@ -147,7 +154,10 @@ def test_the_reference_stays_where_it_was(tmp_path: Path) -> None:
         ppo.step(step)
     for theirs, mine in zip(start.parameters(), ppo.networks.reference.parameters(), strict=True):
         assert torch.equal(theirs, mine)
-    assert any(not torch.equal(a, b) for a, b in zip(start.parameters(), ppo.networks.policy.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(start.parameters(), ppo.networks.policy.parameters(), strict=True)
+    )
 
 
 def test_runaway_policies_are_stopped_with_a_checkpoint(tmp_path: Path) -> None:
@@ -182,7 +192,9 @@ class ShortestPaths:
 
     def __init__(self, seed: int) -> None:
         draw = random.Random(seed)
-        self.edges = {n: sorted({*draw.sample(NODES, 3), NODES[(i + 1) % 10]} - {n}) for i, n in enumerate(NODES)}
+        self.edges = {
+            n: sorted({*draw.sample(NODES, 3), NODES[(i + 1) % 10]} - {n}) for i, n in enumerate(NODES)
+        }
         self.pairs = [(a, b) for a in NODES for b in NODES if a != b and b not in self.edges[a]]
 
     def distance(self, start: str, goal: str) -> int:
@@ -203,10 +215,10 @@ class ShortestPaths:
                 path += draw.choice(self.edges[path[-1]])
                 if path[-1] == goal:
                     return path
-                
+
     def value(self, prompt: str, answer: str) -> float:
         start, goal = prompt.split()
-        legal = all(b in self.edges.get(a, ()) for a, b in zip(answer, answer[1:], strict=False))
+        legal = all(b in self.edges.get(a, ()) for a, b in itertools.pairwise(answer))
         if len(answer) < 2 or answer[0] != start or answer[-1] != goal or not legal:
             return 0.0
         return self.distance(start, goal) / (len(answer) - 1)
@@ -222,8 +234,12 @@ class ShortestPaths:
 def test_ppo_finds_shortest_paths(tmp_path: Path) -> None:
     """Taught by random walks, PPO reaches 90 % of the optimum; the walks themselves are far from it."""
     graph, draw = ShortestPaths(1), random.Random(2)
-    model = tiny_model(seed=1, hidden_size=64, num_heads=4, num_kv_heads=2, head_dim=16, intermediate_size=128)
-    walks = [[user(f"{a} {b}"), assistant(graph.wander(a, b, draw))] for a, b in graph.pairs for _ in range(40)]
+    model = tiny_model(
+        seed=1, hidden_size=64, num_heads=4, num_kv_heads=2, head_dim=16, intermediate_size=128
+    )
+    walks = [
+        [user(f"{a} {b}"), assistant(graph.wander(a, b, draw))] for a, b in graph.pairs for _ in range(40)
+    ]
     samples = [s for walk in walks for s in training_samples(model.tokenizer, walk, "walk")]
     sft = SFTConfig(
         learning_rate=4e-3, epochs=3, max_tokens=10**7, row_tokens=2048, batch_tokens=4096, validate_every=50
@@ -231,9 +247,13 @@ def test_ppo_finds_shortest_paths(tmp_path: Path) -> None:
     train_sft(model, samples[60:], samples[:60], sft, tmp_path / "sft", EventLog(tmp_path / "e"))
 
     def greedy() -> float:
-        requests = [Request([user(f"{a} {b}")], Sampling(temperature=0, max_tokens=12)) for a, b in graph.pairs]
+        requests = [
+            Request([user(f"{a} {b}")], Sampling(temperature=0, max_tokens=12)) for a, b in graph.pairs
+        ]
         done = Engine(model).generate(requests)
-        return sum(graph([Attempt(r.messages, c, None) for r, c in zip(requests, done, strict=True)])) / len(done)
+        return sum(graph([Attempt(r.messages, c, None) for r, c in zip(requests, done, strict=True)])) / len(
+            done
+        )
 
     before = greedy()
     config = PPOConfig(
@@ -241,6 +261,14 @@ def test_ppo_finds_shortest_paths(tmp_path: Path) -> None:
         row_tokens=2048, stop_kl=0.2, max_kl=1e9, transcript_every=1000, critic_learning_rate=3e-3,
     )  # fmt: skip
     prompts = [Prompt([user(f"{a} {b}")]) for a, b in graph.pairs]
-    train_ppo(model, prompts, None, config, tmp_path / "ppo", EventLog(tmp_path / "p"), reward=RewardMix([(graph, 1.0)]))
+    train_ppo(
+        model,
+        prompts,
+        None,
+        config,
+        tmp_path / "ppo",
+        EventLog(tmp_path / "p"),
+        reward=RewardMix([(graph, 1.0)]),
+    )
     after = greedy()
     assert before < 0.75 and after > 0.9, (before, after)

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_text_support import assistant, user
-from tiny import tiny_model
 from torch import nn
 
 from nestling.errors import DataError, TrainingStopped
@@ -27,15 +25,20 @@ from nestling.training.schedule import rate_scale
 from nestling.training.settings import LoRAConfig
 from nestling.training.sft import SFT, SFTConfig, sample_loss, train_sft, trainable
 from nestling.workspace.events import EventLog
+from test_text_support import assistant, user
+from tiny import tiny_model
 
 CPU = torch.device("cpu")
-WORDS = "red blue tree bird stone river lamp cloud apple horse".split()
+WORDS = ["red", "blue", "tree", "bird", "stone", "river", "lamp", "cloud", "apple", "horse"]
 
 
 def conversations() -> list[list[Any]]:
     """Twenty different questions with different answers."""
     return [
-        [user(f"word {i} of {WORDS[i % 10]}?"), assistant(f"{WORDS[(3 * i) % 10]} {WORDS[(i // 2) % 10]} {i}")]
+        [
+            user(f"word {i} of {WORDS[i % 10]}?"),
+            assistant(f"{WORDS[(3 * i) % 10]} {WORDS[(i // 2) % 10]} {i}"),
+        ]
         for i in range(20)
     ]
 
@@ -64,10 +67,14 @@ def test_one_row_of_eight_equals_eight_rows_of_one() -> None:
         size = 8 // split
         rows = [pack_row(chosen[i : i + size], CPU) for i in range(0, 8, size)]
         count = sum(len(r.targets) for r in rows)
-        metrics = learner_for(model).update(rows, count, lambda row, m=model: sample_loss(m.decoder, row), 1.0)
+        metrics = learner_for(model).update(
+            rows, count, lambda row, m=model: sample_loss(m.decoder, row), 1.0
+        )
         results.append((metrics["loss"], metrics["grad_norm"], weights(model)))
     for loss, norm, state in results[1:]:
-        assert loss == pytest.approx(results[0][0], rel=1e-5) and norm == pytest.approx(results[0][1], rel=1e-4)
+        assert loss == pytest.approx(results[0][0], rel=1e-5) and norm == pytest.approx(
+            results[0][1], rel=1e-4
+        )
         # Adam's first step is the sign of the gradient, so compare where the gradient is not noise around zero.
         close = [torch.isclose(state[n], results[0][2][n], atol=1e-5).float().mean() for n in state]
         assert min(close) > 0.995
@@ -136,7 +143,7 @@ def test_rate_warms_up_and_falls() -> None:
 
 def test_a_plan_sees_everything_once_an_epoch_within_the_budget() -> None:
     lengths = [5 + i % 13 for i in range(50)]
-    size = dict(row_tokens=40, batch_tokens=100, seed=3)
+    size = {"row_tokens": 40, "batch_tokens": 100, "seed": 3}
     plan = plan_steps(lengths, token_budget=10**9, epochs=2, **size)
     seen = [i for step in plan for row in step for i in row]
     assert sorted(seen) == sorted(list(range(50)) * 2)
@@ -196,7 +203,14 @@ def run_in_pieces(make_stage: Any, folder: Path, kill_after: list[int]) -> Any:
                 raise Killed
 
         try:
-            fit(stage, folder, EventLog(folder / "events.jsonl"), device=CPU, checkpoint_seconds=0, on_step=on_step)
+            fit(
+                stage,
+                folder,
+                EventLog(folder / "events.jsonl"),
+                device=CPU,
+                checkpoint_seconds=0,
+                on_step=on_step,
+            )
             return stage
         except Killed:
             continue
@@ -235,7 +249,9 @@ def test_reward_model_learns_a_ranking(loss: str, tmp_path: Path) -> None:
     scorer, data = Scorer(model.decoder, model.tokenizer), rankings(model)
     config = RewardModelConfig(loss=loss, learning_rate=2e-3, head_learning_rate=1e-2, epochs=12, row_tokens=400,
                                batch_tokens=800, max_tokens=10**6)  # fmt: skip
-    report = train_reward_model(scorer, data[:18], data[18:], config, tmp_path / "rm", EventLog(tmp_path / "e"))
+    report = train_reward_model(
+        scorer, data[:18], data[18:], config, tmp_path / "rm", EventLog(tmp_path / "e")
+    )
     stage = RewardModelStage(scorer, data[:18], data[18:], config, tmp_path / "other")
     assert report.best_loss < report.first_loss
     assert stage.validate()["validation_pair_accuracy"] == 1.0

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from test_text_support import make
 
 from nestling.model.config import ModelConfig
 from nestling.model.decoder import Decoder, initialise
 from nestling.model.hf_folder import LoadedModel
+from test_text_support import make
 
 torch.set_num_threads(1)
 
@@ -22,7 +22,9 @@ def tiny_config(vocab_size: int, **changes: Any) -> ModelConfig:
     return ModelConfig(**values | changes)
 
 
-def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32, std: float = 0.08, **changes: Any) -> LoadedModel:
+def tiny_model(
+    seed: int = 0, dtype: torch.dtype = torch.float32, std: float = 0.08, **changes: Any
+) -> LoadedModel:
     tokenizer = make("smollm2")
     decoder = initialise(Decoder(tiny_config(tokenizer.vocab_size, **changes)), seed, std)
     return LoadedModel(decoder.to(dtype).eval(), tokenizer)

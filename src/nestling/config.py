@@ -27,7 +27,9 @@ def parse(kind: type[C], values: dict[str, Any], where: str) -> C:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(kind, problem) for problem in error.errors()), where=where) from None
+        raise ConfigError(
+            "; ".join(_explain(kind, problem) for problem in error.errors()), where=where
+        ) from None
 
 
 def _explain(kind: type[BaseModel], problem: Any) -> str:

@@ -80,7 +80,9 @@ class Supervisor:
                         self.console.print("[red]The server stopped and will not be started again.[/red]")
                         return server.returncode or 1
                     restarts += 1
-                    self.console.print(f"[yellow]The server stopped ({server.returncode}); starting it again.[/yellow]")
+                    self.console.print(
+                        f"[yellow]The server stopped ({server.returncode}); starting it again.[/yellow]"
+                    )
                     time.sleep(_RESTART_SECONDS)
                     server = self._spawn(self.serve)
         finally:
@@ -116,10 +118,13 @@ class Supervisor:
 
     def _ended(self, code: int) -> None:
         if code == 0:
-            self.console.print("[green]The raising is finished; the accepted version is being served.[/green]")
+            self.console.print(
+                "[green]The raising is finished; the accepted version is being served.[/green]"
+            )
         else:
             self.console.print(
-                f"[yellow]The raising stopped (exit code {code}). Serving goes on; the next `nestling up` continues.[/yellow]"
+                f"[yellow]The raising stopped (exit code {code}). "
+                "Serving goes on; the next `nestling up` continues.[/yellow]"
             )
 
     def _end(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:

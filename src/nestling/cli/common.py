@@ -16,13 +16,19 @@ from nestling.workspace import EventLog, Version, Workspace
 F = TypeVar("F", bound=Callable[..., Any])
 
 workspace_option = click.option(
-    "--workspace", "-w", "root", metavar="FOLDER", help="Where versions live.  [default: $NESTLING_HOME or ./nest]"
+    "--workspace",
+    "-w",
+    "root",
+    metavar="FOLDER",
+    help="Where versions live.  [default: $NESTLING_HOME or ./nest]",
 )
 
 
 def hardware_options(command: F) -> F:
     """--dtype and --threads."""
-    command = click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 takes every core.")(command)
+    command = click.option(
+        "--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 takes every core."
+    )(command)
     return click.option(
         "--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto",
         help="Number format; auto measures which is faster.",
@@ -44,7 +50,9 @@ def find_version(workspace: Workspace, name: str | None) -> Version:
     serving = workspace.versions.serving()
     if serving is None:
         raise WorkspaceError(
-            "there is no version yet.", where=str(workspace.root), remedy="Run `nestling fetch` or `nestling up`."
+            "there is no version yet.",
+            where=str(workspace.root),
+            remedy="Run `nestling fetch` or `nestling up`.",
         )
     return serving
 

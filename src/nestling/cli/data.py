@@ -50,7 +50,9 @@ def starter(behaviour: str | None, examples: int, seed: int) -> None:
         table.add_row(name, behaviour_.about, counts, str(blind), str(len(rows)) if rows else "-",
                       "yes" if behaviour_.held_out else "")  # fmt: skip
     console.print(table)
-    console.print("All of it is generated from hand-written templates and tables; its preferences are programmatic, not human.")
+    console.print(
+        "All of it is generated from hand-written templates and tables; its preferences are programmatic, not human."
+    )
 
 
 @data.command()
@@ -61,13 +63,17 @@ def check(file: Path) -> None:
     for problem in report.problems:
         place = f"{file}:{problem.line}" if problem.line else str(file)
         click.echo(f"{place}: {problem.what} {problem.remedy}")
-    click.echo(f"{report.rows} good rows of kind {report.kind or 'unknown'}, {len(report.problems)} problems.")
+    click.echo(
+        f"{report.rows} good rows of kind {report.kind or 'unknown'}, {len(report.problems)} problems."
+    )
     sys.exit(1 if report.problems else 0)
 
 
 @data.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--row", type=click.IntRange(1), default=1, show_default=True, help="Which conversation, from 1.")
+@click.option(
+    "--row", type=click.IntRange(1), default=1, show_default=True, help="Which conversation, from 1."
+)
 @click.option("--version", "name", help="Whose tokenizer and template.  [default: the served one]")
 @workspace_option
 def show(file: Path, row: int, name: str | None, root: str | None) -> None:
@@ -83,4 +89,6 @@ def show(file: Path, row: int, name: str | None, root: str | None) -> None:
             shown = token.replace("\n", "⏎\n")
             text.append(f"[{shown}]" if trained else shown, style="bold green" if trained else "dim")
         console.print(text)
-        console.print(f"{sum(sample.loss_mask)} of {len(sample.ids)} tokens are trained, in [brackets].", markup=False)
+        console.print(
+            f"{sum(sample.loss_mask)} of {len(sample.ids)} tokens are trained, in [brackets].", markup=False
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,33 @@ split_option = click.option(
     "--split", type=click.Choice(["gate", "test"]), default="test", show_default=True,
     help="Which prompts: the gate's, or the test prompts nothing else has seen.",
 )  # fmt: skip
-json_option = click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write every prompt, answer and verdict here.")
-html_option = click.option("--html", "html_path", type=click.Path(path_type=Path), help="Write a report page here.")
-tokens_option = click.option("--max-new-tokens", type=click.IntRange(1), default=96, show_default=True, help="Longest answer in tokens.")
-seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Which prompts are chosen.")
+json_option = click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    help="Write every prompt, answer and verdict here.",
+)
+html_option = click.option(
+    "--html", "html_path", type=click.Path(path_type=Path), help="Write a report page here."
+)
+tokens_option = click.option(
+    "--max-new-tokens",
+    type=click.IntRange(1),
+    default=96,
+    show_default=True,
+    help="Longest answer in tokens.",
+)
+seed_option = click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Which prompts are chosen."
+)
 
 
 class _Bench:
     """Measures versions of a workspace with one progress bar each."""
 
-    def __init__(self, root: str | None, dtype: str, threads: int, split: Any, config: EvaluationConfig) -> None:
+    def __init__(
+        self, root: str | None, dtype: str, threads: int, split: Any, config: EvaluationConfig
+    ) -> None:
         self.workspace = Workspace(root)
         self.hardware = choose_hardware(dtype, threads)
         self.split, self.config = split, config
@@ -67,17 +85,27 @@ def _write(results: list[Results], json_path: Path | None, html_path: Path | Non
     if json_path:
         results[-1].save(json_path)
     if html_path:
-        pairs = [compare_results(a, b) for a, b in zip(results, results[1:], strict=False)]
+        pairs = [compare_results(a, b) for a, b in itertools.pairwise(results)]
         write_report(html_path, results, comparisons=pairs, detectors=list(measure_detectors().values()))
 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[VERSION]...")
-@click.option("--endpoint", metavar="URL", help="Measure this OpenAI-compatible server instead, such as http://127.0.0.1:8000/v1.")
+@click.option(
+    "--endpoint",
+    metavar="URL",
+    help="Measure this OpenAI-compatible server instead, such as http://127.0.0.1:8000/v1.",
+)
 @click.option("--model", "endpoint_model", help="The model's name at the endpoint.")
-@click.option("--assistant", default="Nestling", show_default=True, help="The name an endpoint's assistant goes by.")
+@click.option(
+    "--assistant", default="Nestling", show_default=True, help="The name an endpoint's assistant goes by."
+)
 @click.option("--detectors", is_flag=True, help="Measure the checks themselves on labelled answers.")
-@click.option("--pyrit", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Also on this pyrit wheel's human-labelled refusals.")
+@click.option(
+    "--pyrit",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Also on this pyrit wheel's human-labelled refusals.",
+)
 @split_option
 @tokens_option
 @seed_option
@@ -97,7 +125,9 @@ def evaluate(names: tuple[str, ...], endpoint: str | None, endpoint_model: str |
     config = EvaluationConfig(max_new_tokens=max_new_tokens, seed=seed)
     if endpoint:
         if not endpoint_model:
-            raise ConfigError("--endpoint needs --model.", remedy="Name the model as the server lists it at /v1/models.")
+            raise ConfigError(
+                "--endpoint needs --model.", remedy="Name the model as the server lists it at /v1/models."
+            )
         suite = build_suite(split, seed, assistant=assistant)  # type: ignore[arg-type]
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task(f"asking {endpoint_model}")

@@ -26,7 +26,9 @@ def _recipe(name: str, settings: tuple[str, ...], base: str | None, assistant: s
 
 
 @click.command()
-@click.option("--recipe", "recipe_name", default="quickstart", show_default=True, help="Recipe name or YAML file.")
+@click.option(
+    "--recipe", "recipe_name", default="quickstart", show_default=True, help="Recipe name or YAML file."
+)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help=_SET_HELP)
 @click.option("--base", help="Base model: a known name, a folder, a .gguf file or a hub id.")
 @click.option("--name", "assistant", help="The assistant's name.  [default: Nestling]")

@@ -21,9 +21,15 @@ from nestling.workflow.recipe import RankConfig, Recipe, load_recipe
 from nestling.workspace import Version, Workspace
 
 recipe_option = click.option(
-    "--recipe", "recipe_name", default="quickstart", show_default=True, help="Where settings come from that are not given."
+    "--recipe",
+    "recipe_name",
+    default="quickstart",
+    show_default=True,
+    help="Where settings come from that are not given.",
 )
-version_option = click.option("--version", "name", help="Which version to start from.  [default: the served one]")
+version_option = click.option(
+    "--version", "name", help="Which version to start from.  [default: the served one]"
+)
 
 
 @click.command()
@@ -41,15 +47,25 @@ def fetch(base: str, assistant: str, dtype: str, threads: int, root: str | None)
 
 def _published(version: Version) -> None:
     remark = version.card.metrics.get("sft", {})
-    Console().print(f"Published {version.name} ({version.card.state}). Serve it with: nestling versions promote {version.name}")
+    Console().print(
+        f"Published {version.name} ({version.card.state}). Serve it with: nestling versions promote {version.name}"
+    )
     if remark.get("still_falling"):
         click.echo("The validation loss was still falling: more data or epochs may help.")
 
 
 @click.command()
 @version_option
-@click.option("--data", "files", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Conversations, JSONL; may be given often.")
-@click.option("--starter/--no-starter", default=True, show_default=True, help="Also the starter curriculum and replay.")
+@click.option(
+    "--data",
+    "files",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False),
+    help="Conversations, JSONL; may be given often.",
+)
+@click.option(
+    "--starter/--no-starter", default=True, show_default=True, help="Also the starter curriculum and replay."
+)
 @recipe_option
 @from_config(SFTConfig)
 @hardware_options
@@ -61,7 +77,9 @@ def sft(name: str | None, files: tuple[str, ...], starter: bool, recipe_name: st
     data: dict[str, Any] = {"files": [str(Path(f).resolve()) for f in files]}
     if not starter:
         data |= {"demonstrations": {}, "replay": 0}
-    changed = _changed(recipe, sft=to_config(SFTConfig, options, recipe.sft), data=recipe.data.model_copy(update=data))
+    changed = _changed(
+        recipe, sft=to_config(SFTConfig, options, recipe.sft), data=recipe.data.model_copy(update=data)
+    )
     parent = find_version(workspace, name)
     bench = bench_for(workspace, _run_name("sft", parent, changed), choose_hardware(dtype, threads))
     with workspace.lock("trainer", "the raising of versions"):
@@ -70,7 +88,12 @@ def sft(name: str | None, files: tuple[str, ...], starter: bool, recipe_name: st
 
 @click.command()
 @version_option
-@click.option("--prompt-file", "file", type=click.Path(exists=True, dir_okay=False), help="Prompts with checks, JSONL.  [default: the recipe's]")
+@click.option(
+    "--prompt-file",
+    "file",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Prompts with checks, JSONL.  [default: the recipe's]",
+)
 @recipe_option
 @from_config(RankConfig)
 @hardware_options
@@ -90,8 +113,16 @@ def rank(name: str | None, file: str | None, recipe_name: str, dtype: str, threa
 
 @click.command("reward-model")
 @version_option
-@click.option("--data", "file", required=True, type=click.Path(exists=True, dir_okay=False), help="Rankings, JSONL.")
-@click.option("--validation-share", type=click.FloatRange(0, 0.5, min_open=True), default=0.15, show_default=True, help="Share kept for validation.")
+@click.option(
+    "--data", "file", required=True, type=click.Path(exists=True, dir_okay=False), help="Rankings, JSONL."
+)
+@click.option(
+    "--validation-share",
+    type=click.FloatRange(0, 0.5, min_open=True),
+    default=0.15,
+    show_default=True,
+    help="Share kept for validation.",
+)
 @recipe_option
 @from_config(RewardModelConfig)
 @hardware_options
@@ -103,7 +134,11 @@ def reward_model(name: str | None, file: str, validation_share: float, recipe_na
     config: RewardModelConfig = to_config(RewardModelConfig, options, recipe.reward_model)
     parent, rows = find_version(workspace, name), stages.stored_rankings(Path(file))
     changed = _changed(recipe, reward_model=config)
-    bench = bench_for(workspace, _run_name("reward", parent, changed, materials.digest(rows)), choose_hardware(dtype, threads))
+    bench = bench_for(
+        workspace,
+        _run_name("reward", parent, changed, materials.digest(rows)),
+        choose_hardware(dtype, threads),
+    )
     with workspace.lock("trainer", "the raising of versions"):
         made = stages.reward_model(bench, parent, rows, config, validation_share)
     click.echo(stages.describe_reward_model(made.card.metrics["reward_model"]))
@@ -113,7 +148,12 @@ def reward_model(name: str | None, file: str, validation_share: float, recipe_na
 @click.command()
 @version_option
 @click.option("--reward-model", "scorer_name", help="Which reward model version; without one, rules alone.")
-@click.option("--prompt-file", "file", type=click.Path(exists=True, dir_okay=False), help="Prompts with checks, JSONL.  [default: the recipe's]")
+@click.option(
+    "--prompt-file",
+    "file",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Prompts with checks, JSONL.  [default: the recipe's]",
+)
 @recipe_option
 @from_config(PPOConfig)
 @hardware_options
@@ -127,7 +167,9 @@ def ppo(name: str | None, scorer_name: str | None, file: str | None, recipe_name
     parent = find_version(workspace, name)
     scorer = workspace.versions.get(scorer_name) if scorer_name else None
     changed = _changed(recipe, ppo=config)
-    bench = bench_for(workspace, _run_name("ppo", parent, changed, scorer_name, file), choose_hardware(dtype, threads))
+    bench = bench_for(
+        workspace, _run_name("ppo", parent, changed, scorer_name, file), choose_hardware(dtype, threads)
+    )
     with workspace.lock("trainer", "the raising of versions"):
         _published(stages.ppo(bench, parent, scorer, items, config))
 

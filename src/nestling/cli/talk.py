@@ -25,8 +25,16 @@ from nestling.workspace import Version, Workspace
 
 @click.command()
 @from_config(ServerSettings, "token_hash")
-@click.option("--max-batch", type=click.IntRange(1), default=8, show_default=True, help="Answers generated at a time.")
-@click.option("--context", type=click.IntRange(64), default=2048, show_default=True, help="Longest conversation, tokens.")
+@click.option(
+    "--max-batch", type=click.IntRange(1), default=8, show_default=True, help="Answers generated at a time."
+)
+@click.option(
+    "--context",
+    type=click.IntRange(64),
+    default=2048,
+    show_default=True,
+    help="Longest conversation, tokens.",
+)
 @click.option("--database", help="Path or URL of the judgments.  [default: the workspace's]")
 @hardware_options
 @workspace_option
@@ -53,9 +61,15 @@ def serve(max_batch: int, context: int, database: str | None, dtype: str, thread
 @click.command()
 @click.option("--version", "name", help="Which version.  [default: the served one]")
 @click.option("--system", help="System prompt.")
-@click.option("--temperature", type=click.FloatRange(0, 2), default=0.7, show_default=True, help="0 is greedy.")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.95, show_default=True, help="1 is off.")
-@click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer in tokens.")
+@click.option(
+    "--temperature", type=click.FloatRange(0, 2), default=0.7, show_default=True, help="0 is greedy."
+)
+@click.option(
+    "--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.95, show_default=True, help="1 is off."
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer in tokens."
+)
 @click.option("--seed", type=click.IntRange(0), help="Makes the answers repeatable.")
 @hardware_options
 @workspace_option

@@ -32,7 +32,9 @@ def list_(root: str | None) -> None:
     table = Table("", "version", "kind", "parents", "state", "made", "verdict")
     for v in store.list():
         mark = "→" if pointer and pointer.version == v.name else ""
-        table.add_row(mark, v.name, v.card.kind, ", ".join(v.card.parents), v.card.state, v.card.created, v.card.verdict)
+        table.add_row(
+            mark, v.name, v.card.kind, ", ".join(v.card.parents), v.card.state, v.card.created, v.card.verdict
+        )
     Console().print(table)
 
 
@@ -67,7 +69,11 @@ def roll_back(reason: str, root: str | None) -> None:
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--version", "name", help="Which version.  [default: the served one]")
-@click.option("--gguf", type=click.Choice(["f32", "f16", "bf16", "q8_0"]), help="Number format of a .gguf file.  [default: f16]")
+@click.option(
+    "--gguf",
+    type=click.Choice(["f32", "f16", "bf16", "q8_0"]),
+    help="Number format of a .gguf file.  [default: f16]",
+)
 @workspace_option
 def export(out: Path, name: str | None, gguf: str | None, root: str | None) -> None:
     """Write a version to OUT: a GGUF file when OUT ends in .gguf, else a Hugging Face folder."""
@@ -94,19 +100,32 @@ def doctor(root: str | None) -> None:
     hardware = detect()
     speed = {d: 2 * 3 * 512**3 / gemm_seconds(d, hardware.device) / 1e9 for d in ("float32", "bfloat16")}
     parent = next(p for p in (workspace.root, *workspace.root.parents) if p.exists())
+    memory = psutil.virtual_memory()
     rows = {
         "python": f"{sys.version.split()[0]} on {platform.system()} {platform.machine()}",
         "device": f"{hardware.device}, {hardware.threads} threads",
-        "matrix products": ", ".join(f"{d} {s:.0f} GFLOP/s" for d, s in speed.items()) + f"; computing in {hardware.dtype}",
-        "memory": f"{psutil.virtual_memory().available / 2**30:.1f} of {psutil.virtual_memory().total / 2**30:.1f} GiB free",
+        "matrix products": ", ".join(f"{d} {s:.0f} GFLOP/s" for d, s in speed.items())
+        + f"; computing in {hardware.dtype}",
+        "memory": f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free",
         "disk": f"{shutil.disk_usage(parent).free / 2**30:.1f} GiB free at {parent}",
         "workspace": f"{workspace.root} ({len(workspace.versions.list())} versions)",
     }
-    for package in ("torch", "numpy", "tokenizers", "safetensors", "gguf", "fastapi", "sqlalchemy", "huggingface_hub"):
+    for package in (
+        "torch",
+        "numpy",
+        "tokenizers",
+        "safetensors",
+        "gguf",
+        "fastapi",
+        "sqlalchemy",
+        "huggingface_hub",
+    ):
         try:
             rows[package] = version(package)
         except PackageNotFoundError:
-            rows[package] = "not installed" + (" (only needed for hub ids)" if package == "huggingface_hub" else "")
+            rows[package] = "not installed" + (
+                " (only needed for hub ids)" if package == "huggingface_hub" else ""
+            )
     for what, found in rows.items():
         table.add_row(what, found)
     Console().print(table)

@@ -49,7 +49,9 @@ def physical_cores() -> int:
 
 def faster_dtype(device: str) -> str:
     """bfloat16 where a matrix product in it is at least 1.3 times as fast as in float32, else float32."""
-    return "bfloat16" if gemm_seconds("float32", device) > 1.3 * gemm_seconds("bfloat16", device) else "float32"
+    return (
+        "bfloat16" if gemm_seconds("float32", device) > 1.3 * gemm_seconds("bfloat16", device) else "float32"
+    )
 
 
 def gemm_seconds(dtype: str, device: str, size: int = 512, repeats: int = 9) -> float:

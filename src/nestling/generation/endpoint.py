@@ -27,7 +27,13 @@ class Endpoint:
     """
 
     def __init__(
-        self, url: str, model: str, *, api_key: str | None = None, concurrency: int = 8, timeout: float = 120.0
+        self,
+        url: str,
+        model: str,
+        *,
+        api_key: str | None = None,
+        concurrency: int = 8,
+        timeout: float = 120.0,
     ) -> None:
         self.url, self.model, self.concurrency = url.rstrip("/"), model, concurrency
         key = api_key or os.environ.get("OPENAI_API_KEY")
@@ -73,7 +79,9 @@ class Endpoint:
             response = self._client.post(f"{self.url}/chat/completions", json=self._body(request))
         except httpx.HTTPError as error:
             raise EndpointError(
-                f"cannot be reached: {error}.", where=self.url, remedy="Is the server running and the URL right?"
+                f"cannot be reached: {error}.",
+                where=self.url,
+                remedy="Is the server running and the URL right?",
             ) from error
         self._refuse_errors(response)
         try:
@@ -92,7 +100,9 @@ class Endpoint:
 
     def _refuse_errors(self, response: httpx.Response) -> None:
         if response.is_error:
-            raise EndpointError(f"answered HTTP {response.status_code}: {response.text[:300]}", where=self.url)
+            raise EndpointError(
+                f"answered HTTP {response.status_code}: {response.text[:300]}", where=self.url
+            )
 
     def _body(self, request: Request) -> dict[str, Any]:
         """Standard fields always, our extensions only when used, so that strict servers accept the request."""
@@ -107,5 +117,9 @@ class Endpoint:
         }
         if s.stop:
             body["stop"] = list(s.stop)
-        extensions = {"top_k": (s.top_k, 0), "min_p": (s.min_p, 0.0), "repetition_penalty": (s.repetition_penalty, 1.0)}
+        extensions = {
+            "top_k": (s.top_k, 0),
+            "min_p": (s.min_p, 0.0),
+            "repetition_penalty": (s.repetition_penalty, 1.0),
+        }
         return body | {name: value for name, (value, off) in extensions.items() if value != off}

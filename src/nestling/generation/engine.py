@@ -139,7 +139,9 @@ class Engine:
         tickets = [self.submit(request) for request in requests]
         return self._drain(tickets)
 
-    def generate_ids(self, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling]) -> list[Completion]:
+    def generate_ids(
+        self, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling]
+    ) -> list[Completion]:
         """Answer prompts that are already token ids, each with its own sampling."""
         return self._drain([self.submit_ids(p, s) for p, s in zip(prompts, sampling, strict=True)])
 
@@ -168,7 +170,9 @@ class Engine:
         """Waiting requests to let in now: a small prefill costs nearly as much as a large one, so rows that
         fall free are gathered before they are refilled."""
         free = self.max_batch - len(self._running)
-        if not self._waiting or (self._running and free < min(len(self._waiting), max(1, self.max_batch // 8))):
+        if not self._waiting or (
+            self._running and free < min(len(self._waiting), max(1, self.max_batch // 8))
+        ):
             return []
         joining: list[_Sequence] = []
         tokens = 0

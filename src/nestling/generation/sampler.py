@@ -25,7 +25,12 @@ def validate(sampling: Sampling) -> None:
         ("top_k", s.top_k, s.top_k >= 0, "0 (off) or more"),
         ("top_p", s.top_p, 0 < s.top_p <= 1, "above 0, at most 1 (off)"),
         ("min_p", s.min_p, 0 <= s.min_p <= 1, "from 0 (off) to 1"),
-        ("repetition_penalty", s.repetition_penalty, 0 < s.repetition_penalty <= 10, "above 0, at most 10; 1 is off"),
+        (
+            "repetition_penalty",
+            s.repetition_penalty,
+            0 < s.repetition_penalty <= 10,
+            "above 0, at most 10; 1 is off",
+        ),
         ("max_tokens", s.max_tokens, s.max_tokens >= 1, "1 or more"),
         ("stop", s.stop, len(s.stop) <= 16 and all(s.stop), "at most 16 non-empty strings"),
     ]
@@ -50,7 +55,9 @@ def derive_seed(*parts: int) -> int:
     return seed
 
 
-def next_tokens(logits: Tensor, settings: Sequence[Sampling], randoms: Sequence[float]) -> tuple[Tensor, Tensor]:
+def next_tokens(
+    logits: Tensor, settings: Sequence[Sampling], randoms: Sequence[float]
+) -> tuple[Tensor, Tensor]:
     """Choose one token a row.
 
     logits: fp32 [B, vocab_size], overwritten; settings, randoms: B of each, randoms in [0, 1).
@@ -74,12 +81,14 @@ def draw(probs: Tensor, randoms: Tensor) -> Tensor:
     cumulative = probs.cumsum(-1)
     total = cumulative[:, -1:]
     # Strictly below the total, so that a token of probability zero is never reached.
-    threshold = torch.minimum(randoms[:, None].to(total) * total, torch.nextafter(total, torch.zeros_like(total)))
+    threshold = torch.minimum(
+        randoms[:, None].to(total) * total, torch.nextafter(total, torch.zeros_like(total))
+    )
     return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
 
 
 def truncate(probs: Tensor, s: Sampling) -> None:
-    """Zero what top-k, then top-p (Holtzman et al. 2020), then min-p (Nguyen et al. 2024) exclude. probs [V], in place."""
+    """Zero what top-k, top-p (Holtzman et al. 2020) and min-p (Nguyen et al. 2024) exclude. probs [V], in place."""
     if s.top_k and s.top_k < len(probs):
         smallest = probs.topk(s.top_k).values[-1]
         probs[probs < smallest] = 0

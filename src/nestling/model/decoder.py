@@ -1,8 +1,8 @@
 """The network: RMSNorm, rotary positions, grouped-query attention, SwiGLU (Llama and Qwen3 shaped).
 
 Parameter names are Hugging Face's, so a state dict is a model file. Sequences are flat rows of tokens; the
-``attend`` object handed to ``forward`` (a ``PackedLayout`` or a ``KVCache`` view) knows who sees whom, so one network serves
-training, prefill and decoding.
+``attend`` object handed to ``forward`` (a ``PackedLayout`` or a ``KVCache`` view) knows who sees whom, so one
+network serves training, prefill and decoding.
 """
 
 from __future__ import annotations
@@ -177,5 +177,7 @@ def initialise(decoder: Decoder, seed: int, std: float = 0.02) -> Decoder:
         elif name.endswith("bias"):
             parameter.zero_()
         else:
-            parameter.copy_(torch.empty_like(parameter, dtype=torch.float32).normal_(0, std, generator=generator))
+            parameter.copy_(
+                torch.empty_like(parameter, dtype=torch.float32).normal_(0, std, generator=generator)
+            )
     return decoder

@@ -27,7 +27,9 @@ class ScalarHead(nn.Module):
         where least squares would end. The bias, when there is one, is not penalised.
         """
         x, y = hidden.double(), targets.double()
-        centre, mean = (x.mean(0), y.mean()) if self.bias is not None else (torch.zeros_like(x[0]), y.new_zeros(()))
+        centre, mean = (
+            (x.mean(0), y.mean()) if self.bias is not None else (torch.zeros_like(x[0]), y.new_zeros(()))
+        )
         x = x - centre
         scale = x.pow(2).mean()
         gram = x.T @ x + ridge * len(x) * scale * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)

@@ -65,9 +65,12 @@ def save_network(
     tensors = {n: p.detach().contiguous() for n, p in decoder.state_dict().items()} | extra
     if decoder.config.tie_embeddings:
         tensors.pop("lm_head.weight", None)
-    ids = {"eos_token_id": sorted(tokenizer.eos_ids), "pad_token_id": tokenizer.pad_id}
-    ids["eos_token_id"].sort(key=lambda i: i != tokenizer.eos_id)  # the main end token first
-    config = config | ids | {"dtype": str(decoder.dtype).removeprefix("torch.")}
+    ends = sorted(tokenizer.eos_ids, key=lambda i: (i != tokenizer.eos_id, i))  # the main end token first
+    config = config | {
+        "eos_token_id": ends,
+        "pad_token_id": tokenizer.pad_id,
+        "dtype": str(decoder.dtype).removeprefix("torch."),
+    }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(folder)
@@ -85,7 +88,9 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path.name} is missing.", where=str(path.parent), remedy="Point at a complete model folder."
         ) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"cannot be read: {error}.", where=str(path), remedy="Get the file again.") from error
+        raise ModelError(
+            f"cannot be read: {error}.", where=str(path), remedy="Get the file again."
+        ) from error
     if not isinstance(value, dict):
         raise ModelError("must hold a JSON object.", where=str(path), remedy="Get the file again.")
     return value
@@ -137,7 +142,9 @@ def build_decoder(
         if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tie_embeddings):
             continue
         if name not in expected:
-            raise ModelError(f"unexpected tensor {name!r}.", where=where, remedy="The config may be another model's.")
+            raise ModelError(
+                f"unexpected tensor {name!r}.", where=where, remedy="The config may be another model's."
+            )
         if tensor.shape != expected[name]:
             raise ModelError(
                 f"tensor {name!r} has shape {list(tensor.shape)}, the config says {list(expected[name])}.",
@@ -148,7 +155,9 @@ def build_decoder(
     missing = sorted(expected.keys() - state.keys())
     if missing:
         raise ModelError(
-            f"{len(missing)} tensors are missing, first {missing[0]!r}.", where=where, remedy="Get the weights again."
+            f"{len(missing)} tensors are missing, first {missing[0]!r}.",
+            where=where,
+            remedy="Get the weights again.",
         )
     decoder.load_state_dict(state, strict=False, assign=True)
     if config.tie_embeddings:

@@ -42,7 +42,10 @@ class KVCache:
     def reserve(self, length: int) -> None:
         """Grow so that every row in use can hold ``length`` tokens."""
         layers, rows, heads, capacity, dim = self.keys.shape
-        new_rows, new_capacity = max(rows, self.count), max(capacity, -(-length // _LENGTH_STEP) * _LENGTH_STEP)
+        new_rows, new_capacity = (
+            max(rows, self.count),
+            max(capacity, -(-length // _LENGTH_STEP) * _LENGTH_STEP),
+        )
         if (new_rows, new_capacity) == (rows, capacity):
             return
         for name in ("keys", "values"):

@@ -57,9 +57,13 @@ def add_lora(
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.rpartition(".")[2] in targets]
+    names = [
+        n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.rpartition(".")[2] in targets
+    ]
     if not names:
-        raise ConfigError(f"no layer matches lora targets {list(targets)}.", remedy=f"Choose from {list(ALL_LINEAR)}.")
+        raise ConfigError(
+            f"no layer matches lora targets {list(targets)}.", remedy=f"Choose from {list(ALL_LINEAR)}."
+        )
     for name in names:
         parent, _, child = name.rpartition(".")
         owner = model.get_submodule(parent)

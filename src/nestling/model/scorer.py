@@ -70,7 +70,9 @@ def load_scorer(folder: Path, dtype: torch.dtype, device: torch.device | str = "
 
     decoder = build_decoder(config, trunk_tensors(), str(folder), dtype, device)
     if "score.weight" not in heads:
-        raise ModelError("holds no scalar head.", where=str(folder), remedy="Point at a reward model's folder.")
+        raise ModelError(
+            "holds no scalar head.", where=str(folder), remedy="Point at a reward model's folder."
+        )
     scorer = Scorer(decoder, Tokenizer.load(folder)).to(device)
     scorer.head.weight = nn.Parameter(heads["score.weight"][0].to(device=device, dtype=torch.float32))
     stored = read_json(folder / NORMALISATION_FILE)

@@ -17,7 +17,9 @@ _CHUNK = 256  # tokens; fp32 scratch of 256 x 49,152 is 50 MB
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         entropy = torch.empty_like(logprobs)
         normaliser = torch.empty_like(logprobs)
@@ -45,7 +47,13 @@ class _TokenLogprobs(torch.autograd.Function):
         for number, raw in enumerate(kept):
             part = slice(number * _CHUNK, number * _CHUNK + _CHUNK)
             # d logprob / d logits = (onehot - softmax) / temperature
-            slope = raw.to(torch.float32, copy=True).div_(ctx.temperature).sub_(normaliser[part, None]).exp_().neg_()
+            slope = (
+                raw.to(torch.float32, copy=True)
+                .div_(ctx.temperature)
+                .sub_(normaliser[part, None])
+                .exp_()
+                .neg_()
+            )
             slope[torch.arange(len(slope), device=slope.device), targets[part]] += 1
             slope *= (grads[0][part] / ctx.temperature)[:, None]
             slope = slope.to(hidden.dtype)

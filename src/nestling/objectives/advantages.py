@@ -7,7 +7,12 @@ from torch import Tensor
 
 
 def gae(
-    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95, bootstrap: Tensor | None = None
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    bootstrap: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016) over right-padded answers.
 
@@ -17,7 +22,11 @@ def gae(
     Returns (advantages, returns), both [B, L], zero outside the mask; returns = advantages + values.
     """
     lengths = mask.sum(-1)
-    after = torch.zeros(len(rewards), dtype=rewards.dtype, device=rewards.device) if bootstrap is None else bootstrap
+    after = (
+        torch.zeros(len(rewards), dtype=rewards.dtype, device=rewards.device)
+        if bootstrap is None
+        else bootstrap
+    )
     advantages = torch.zeros_like(rewards)
     running = torch.zeros_like(after)
     for t in reversed(range(rewards.shape[1])):
@@ -39,12 +48,12 @@ def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:
-    """REINFORCE leave-one-out (Ahmadian et al. 2024). rewards [prompts, K] -> advantages [prompts, K], K of at least 2."""
+    """REINFORCE leave-one-out (Ahmadian et al. 2024). rewards [prompts, K] -> the same shape, K of at least 2."""
     k = rewards.shape[-1]
     return rewards - (rewards.sum(-1, keepdim=True) - rewards) / (k - 1)
 
 
 def group_relative(rewards: Tensor, divide_by_std: bool = True) -> Tensor:
-    """GRPO's advantages (Shao et al. 2024); without the division, Dr. GRPO's (Liu et al. 2025). [prompts, K] -> the same."""
+    """GRPO's advantages (Shao et al. 2024); without the division Dr. GRPO's (Liu et al. 2025). Shape [prompts, K]."""
     centred = rewards - rewards.mean(-1, keepdim=True)
     return centred / (rewards.std(-1, keepdim=True) + 1e-8) if divide_by_std else centred

@@ -9,7 +9,11 @@ LOG_RATIO_LIMIT = 20.0
 
 
 def ppo_policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip: float = 0.2, dual_clip: float | None = 3.0
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    clip: float = 0.2,
+    dual_clip: float | None = 3.0,
 ) -> tuple[Tensor, Tensor]:
     """Clipped surrogate objective, to be minimised.
 
@@ -29,7 +33,9 @@ def ppo_policy_loss(
     return loss, clipped
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float = 0.2) -> tuple[Tensor, Tensor]:
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, clip: float = 0.2
+) -> tuple[Tensor, Tensor]:
     """Half squared error, pessimistic about moves beyond ``clip`` from the old value.
 
     All [N]. Returns (loss [N], clipped [N] bool: the bounded prediction was the worse one).

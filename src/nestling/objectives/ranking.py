@@ -23,7 +23,8 @@ def plackett_luce_nll(scores: Tensor, ranks: Tensor) -> Tensor:
     """Plackett-Luce: the best is chosen among all, the next among the rest, and so on (Luce 1959, Plackett 1975).
 
     scores [K]; ranks [K], 1 is best. A tied group is chosen against the group and everything below it, each member
-    on its own (Breslow's approximation), so the order within a tie never matters. Returns a scalar, the sum over choices; the lowest group makes no choice.
+    on its own (Breslow's approximation), so the order within a tie never matters. Returns a scalar, the sum over
+    choices; the lowest group makes no choice.
     """
     remaining = ranks[None, :] >= ranks[:, None]
     log_total = scores[None, :].expand(len(scores), -1).masked_fill(~remaining, -torch.inf).logsumexp(-1)

@@ -65,4 +65,6 @@ class Learner:
                 remedy="Lower the learning rate, or look for a broken sample in the data; the last checkpoint is kept.",
             )
         self.optimizer.step(scale)
-        return {name: total / max(number, 1e-9) for name, (total, number) in sums.items()} | {"grad_norm": norm}
+        return {name: total / max(number, 1e-9) for name, (total, number) in sums.items()} | {
+            "grad_norm": norm
+        }

@@ -92,7 +92,9 @@ def fit(
             raise
         done += 1
         left = progress.seconds_left(done)
-        events.append("step", stage=stage.name, step=done, total=total, seconds_left=round(left, 1), metrics=metrics)
+        events.append(
+            "step", stage=stage.name, step=done, total=total, seconds_left=round(left, 1), metrics=metrics
+        )
         if on_step:
             on_step(done, total, metrics)
         if time.monotonic() - saved >= checkpoint_seconds and done < total:

@@ -34,7 +34,9 @@ class RewardModelConfig(OptimizerConfig):
     head_learning_rate: float = Field(1e-3, gt=0, lt=1, description="Peak learning rate of the scalar head.")
     max_tokens: int = Field(250_000, ge=1, description="Tokens seen at most, every epoch counted.")
     epochs: int = Field(2, ge=1, description="Passes over the rankings at most.")
-    row_tokens: int = Field(2048, ge=16, description="Tokens of a micro-batch: whole rankings packed end to end.")
+    row_tokens: int = Field(
+        2048, ge=16, description="Tokens of a micro-batch: whole rankings packed end to end."
+    )
     batch_tokens: int = Field(4096, ge=16, description="Tokens of an optimizer step, as several rows.")
     validate_every: int = Field(10, ge=1, description="Steps between validations; the lowest loss is kept.")
     seed: int = Field(0, ge=0, description="Order of the data.")
@@ -170,7 +172,14 @@ def train_reward_model(
     if too_long:
         events.append("samples_left_out", stage="reward_model", count=too_long, longer_than=config.row_tokens)
     stage = RewardModelStage(scorer, usable, held, config, folder)
-    fit(stage, folder, events, device=scorer.decoder.device, on_step=on_step, checkpoint_seconds=checkpoint_seconds)
+    fit(
+        stage,
+        folder,
+        events,
+        device=scorer.decoder.device,
+        on_step=on_step,
+        checkpoint_seconds=checkpoint_seconds,
+    )
     stage.best.restore()
     history, best = stage.best.history, stage.best
     return RewardModelReport(

@@ -33,7 +33,9 @@ class SFTConfig(OptimizerConfig):
 
     max_tokens: int = Field(250_000, ge=1, description="Tokens seen at most, every epoch counted.")
     epochs: int = Field(2, ge=1, description="Passes over the data at most.")
-    row_tokens: int = Field(1024, ge=16, description="Tokens of a micro-batch: conversations packed end to end.")
+    row_tokens: int = Field(
+        1024, ge=16, description="Tokens of a micro-batch: conversations packed end to end."
+    )
     batch_tokens: int = Field(4096, ge=16, description="Tokens of an optimizer step, as several rows.")
     validate_every: int = Field(10, ge=1, description="Steps between validations; the lowest loss is kept.")
     seed: int = Field(0, ge=0, description="Order of the data.")
@@ -55,7 +57,8 @@ class SFTReport:
     def remark(self) -> str:
         end = "It was still falling at the end: more data or epochs may help." if self.still_falling else ""
         long = f"{self.too_long} samples were longer than a row and were left out. " if self.too_long else ""
-        return f"{long}Validation loss {self.first_loss:.3f} -> {self.best_loss:.3f} at step {self.best_step}. {end}".strip()
+        fell = f"Validation loss {self.first_loss:.3f} -> {self.best_loss:.3f} at step {self.best_step}."
+        return f"{long}{fell} {end}".strip()
 
 
 def trainable(module: nn.Module, prefix: str = "") -> dict[str, nn.Parameter]:
@@ -114,7 +117,9 @@ class SFT:
         """Mean nats per trained token of the validation set."""
         lengths = [len(s.ids) for s in self.validation]
         budget = self.config.row_tokens
-        plan = plan_steps(lengths, row_tokens=budget, batch_tokens=budget, token_budget=sum(lengths), epochs=1, seed=0)
+        plan = plan_steps(
+            lengths, row_tokens=budget, batch_tokens=budget, token_budget=sum(lengths), epochs=1, seed=0
+        )
         losses = [
             sample_loss(self.decoder, pack_row([self.validation[i] for i in row], self.decoder.device))
             for step in plan
@@ -162,7 +167,14 @@ def train_sft(
         add_lora(model.decoder.model, config.lora.rank, config.lora.alpha, seed=config.seed)
         model.decoder.lm_head.weight.requires_grad_(False)
     stage = SFT(model.decoder, fitting, held, config, folder)
-    fit(stage, folder, events, device=model.decoder.device, on_step=on_step, checkpoint_seconds=checkpoint_seconds)
+    fit(
+        stage,
+        folder,
+        events,
+        device=model.decoder.device,
+        on_step=on_step,
+        checkpoint_seconds=checkpoint_seconds,
+    )
     stage.best.restore()
     if config.lora:
         merge_lora(model.decoder)

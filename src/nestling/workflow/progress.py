@@ -32,6 +32,7 @@ class ReportedLog(EventLog):
     """An event log that also tells a console, while ``to`` is active."""
 
     _console: Console | None = None
+    _state: dict[str, Any]
 
     @contextmanager
     def to(self, console: Console) -> Iterator[None]:
@@ -89,8 +90,9 @@ def fold(state: dict[str, Any], event: dict[str, Any]) -> dict[str, Any]:
     if kind == "run_failed":
         return state | {"state": "failed", "message": event["reason"]}
     if kind == "stage_started":
-        return state | {"stage": event["stage"], "step": event.get("step", 0), "steps": event.get("total"),
-                        "started": event["time"], "first": event.get("step", 0), "eta_seconds": None, "metrics": {}}  # fmt: skip
+        first = event.get("step", 0)
+        begun = {"stage": event["stage"], "step": first, "steps": event.get("total"), "metrics": {}}
+        return state | begun | {"started": event["time"], "first": first, "eta_seconds": None}
     if kind in ("step", "progress"):
         left = event.get("seconds_left")
         if kind == "progress" and event["stage"] != state.get("stage"):

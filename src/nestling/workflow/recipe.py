@@ -91,19 +91,19 @@ class Recipe(Config):
     )
     assistant: str = Field("Nestling", description="The name the assistant goes by.")
     seed: int = Field(0, ge=0, description="Choice of the curriculum's items.")
-    hardware: HardwareConfig = Field(default_factory=HardwareConfig, description="What to compute with.")
-    data: DataConfig = Field(default_factory=DataConfig, description="What fine-tuning learns from.")
-    sft: SFTConfig = Field(default_factory=SFTConfig, description="Supervised fine-tuning.")
-    rank: RankConfig = Field(default_factory=RankConfig, description="Rankings.")
-    reward_model: RewardModelConfig = Field(default_factory=RewardModelConfig, description="Reward model.")
-    ppo: PPOConfig = Field(default_factory=PPOConfig, description="PPO.")
+    hardware: HardwareConfig = Field(HardwareConfig(), description="What to compute with.")
+    data: DataConfig = Field(DataConfig(), description="What fine-tuning learns from.")
+    sft: SFTConfig = Field(SFTConfig(), description="Supervised fine-tuning.")
+    rank: RankConfig = Field(RankConfig(), description="Rankings.")
+    reward_model: RewardModelConfig = Field(RewardModelConfig(), description="Reward model.")
+    ppo: PPOConfig = Field(PPOConfig(), description="PPO.")
     ppo_prompts: dict[str, int] = Field(
         default_factory=dict, description="Training prompts that PPO answers, by behaviour."
     )
     evaluation: EvaluationConfig = Field(
         default_factory=EvaluationConfig, description="The recipe's evaluations."
     )
-    gate: GateRule = Field(default_factory=GateRule, description="What a version must show to be served.")
+    gate: GateRule = Field(GateRule(), description="What a version must show to be served.")
 
     @property
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""What a reward model is worth: accuracy and calibration by category, on-policy apart from written, length, blunders."""
+"""What a reward model is worth: accuracy by category and origin, calibration, bias to length, blunders."""
 
 from __future__ import annotations
 

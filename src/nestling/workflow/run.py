@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -121,10 +122,11 @@ class Run:
             atomic.write_text(path, verdict.model_dump_json(indent=2))
         self.events.append("verdict", stage=stage, version=candidate.name, accepted=verdict.accepted,
                            incumbent=verdict.incumbent, sentences=verdict.sentences)  # fmt: skip
-        state = "accepted" if verdict.accepted else "rejected"
         versions = self.workspace.versions
         if versions.get(candidate.name).card.state == "candidate":
-            versions.mark(candidate.name, state, verdict.sentences[0])
+            versions.mark(
+                candidate.name, "accepted" if verdict.accepted else "rejected", verdict.sentences[0]
+            )
             if verdict.accepted:
                 versions.promote(candidate.name, verdict.sentences[0])
 
@@ -136,7 +138,7 @@ class Run:
             results,
             title=f"{self.recipe.assistant}, raised by {self.recipe.name}",
             events=self.events.read()[0],
-            comparisons=[compare(a, b) for a, b in zip(results, results[1:], strict=False)],
+            comparisons=[compare(a, b) for a, b in itertools.pairwise(results)],
         )
 
 

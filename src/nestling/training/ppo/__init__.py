@@ -63,6 +63,13 @@ def train_ppo(
     networks = Networks(model, config, critic)
     engine = Engine(model, max_batch=config.prompts)
     stage = PPO(networks, engine, prompts, reward or reward_mix(config, scorer), config, folder)
-    fit(stage, folder, events, device=model.decoder.device, on_step=on_step, checkpoint_seconds=checkpoint_seconds)
+    fit(
+        stage,
+        folder,
+        events,
+        device=model.decoder.device,
+        on_step=on_step,
+        checkpoint_seconds=checkpoint_seconds,
+    )
     if config.lora:
         merge_lora(model.decoder)

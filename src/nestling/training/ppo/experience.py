@@ -31,13 +31,6 @@ class Trace:
     advantages: Tensor
     returns: Tensor
 
-    @property
-    def sample(self) -> TokenSample:
-        return as_sample(self.completion)
-
-    def __len__(self) -> int:
-        return len(self.completion.prompt_ids) + len(self.completion.token_ids)
-
 
 def as_sample(completion: Completion) -> TokenSample:
     """Prompt and answer as one sequence, the answer (its end token included) being what is asked about."""

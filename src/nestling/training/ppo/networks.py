@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nestling.model.decoder import Decoder
 from nestling.model.heads import ScalarHead
 from nestling.model.hf_folder import LoadedModel, copy_decoder
-from nestling.model.lora import add_lora, adapters_off
+from nestling.model.lora import adapters_off, add_lora
 from nestling.model.rows import Row
 from nestling.model.vocabulary import token_logprobs
 from nestling.training.optimizer import ParameterGroup

@@ -8,6 +8,7 @@ from them is logged.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,10 @@ class Prompt:
     check: Mapping[str, Any] | None = None
 
 
+Minibatch = list[tuple[Row, list[int]]]
+"""Rows of an update, each with the indices of the answers packed into it."""
+
+
 class PPO:
     """The stage: a step is one iteration."""
 
@@ -74,9 +79,10 @@ class PPO:
             self.warm_up_critic()
         start = time.monotonic()
         attempts, generating = self.roll_out(step)
-        traces, terms = self.evaluate(attempts)
+        minibatches = self.partition(attempts, step)
+        traces, terms = self.evaluate(attempts, minibatches)
         metrics = self.describe(attempts, traces) | terms
-        metrics |= self.improve(traces, step)
+        metrics |= self.improve(traces, minibatches, step)
         self.adapt_kl(metrics["kl"])
         tokens = sum(len(t.rewards) for t in traces)
         seconds = time.monotonic() - start
@@ -118,13 +124,30 @@ class PPO:
             chosen.append(self.prompts[epoch_order(len(self.prompts), self.config.seed, epoch)[at]])
         return chosen
 
+    def partition(self, attempts: Sequence[Attempt], step: int) -> list[Minibatch]:
+        """Deal the attempts into minibatches and pack each into rows.
+
+        Scoring and updates use the very same rows: the forward that gives the old log-probabilities is then, bit for
+        bit, the one that the first update repeats.
+        """
+        samples = [as_sample(a.completion) for a in attempts]
+        order = epoch_order(len(samples), derive_seed(self.config.seed, step), 0)
+        return [
+            [
+                (row, [part[i] for i in chosen])
+                for chosen, row in rows_of([samples[i] for i in part], self.config.row_tokens, self.device)
+            ]
+            for part in split_evenly(order, self.config.minibatches)
+        ]
+
     @torch.no_grad()
-    def evaluate(self, attempts: Sequence[Attempt]) -> tuple[list[Trace], dict[str, float]]:
+    def evaluate(
+        self, attempts: Sequence[Attempt], minibatches: Sequence[Minibatch]
+    ) -> tuple[list[Trace], dict[str, float]]:
         """Score the attempts and work out what each token was worth."""
         scores, terms = self.reward(attempts)
-        samples = [as_sample(a.completion) for a in attempts]
         traces: list[Trace | None] = [None] * len(attempts)
-        for indices, row in rows_of(samples, self.config.row_tokens, self.device):
+        for row, indices in (pair for minibatch in minibatches for pair in minibatch):
             logprobs, _, values = self.networks(row)
             parts = [t.split(row.counts) for t in (logprobs, self.networks.reference_logprobs(row), values)]
             for index, own, reference, value in zip(indices, *parts, strict=True):
@@ -132,7 +155,9 @@ class PPO:
                 rewards = token_rewards(scores[index], own, reference, self.kl_coef)
                 rollout = torch.tensor(completion.logprobs, device=self.device)
                 traces[index] = Trace(completion, own, rollout, reference, value, rewards, rewards, rewards)
-        finished = with_advantages([t for t in traces if t is not None], self.config.gamma, self.config.gae_lambda)
+        finished = with_advantages(
+            [t for t in traces if t is not None], self.config.gamma, self.config.gae_lambda
+        )
         means = {f"reward/{name}": sum(values) / len(values) for name, values in terms.items()}
         return finished, means | {"reward/total": sum(scores) / len(scores)}
 
@@ -142,8 +167,9 @@ class PPO:
         features, returns = [], []
         for batch in range(self.config.critic_warmup):
             attempts, _ = self.roll_out(-1 - batch)
-            traces, _ = self.evaluate(attempts)
-            for indices, row in rows_of([t.sample for t in traces], self.config.row_tokens, self.device):
+            minibatches = self.partition(attempts, -1 - batch)
+            traces, _ = self.evaluate(attempts, minibatches)
+            for row, indices in (pair for minibatch in minibatches for pair in minibatch):
                 hidden = self.networks.policy(row.ids, row.layout)[row.predictors]
                 features.append(self.networks.value_features(row, hidden).float())
                 # The plain sum of what follows: no critic has a say in its own targets yet.
@@ -152,20 +178,17 @@ class PPO:
 
     # Updates ----------------------------------------------------------------------------------------------------
 
-    def improve(self, traces: Sequence[Trace], step: int) -> dict[str, float]:
+    def improve(
+        self, traces: Sequence[Trace], minibatches: Sequence[Minibatch], step: int
+    ) -> dict[str, float]:
         """Several passes of clipped updates; stops early when the policy has moved far enough."""
         scale = rate_scale(step, self.total_steps, self.config.warmup_steps, self.config.schedule)
         history: list[dict[str, float]] = []
         for epoch in range(self.config.epochs):
-            order = epoch_order(len(traces), derive_seed(self.config.seed, step), epoch)
-            for part in split_evenly(order, self.config.minibatches):
-                chosen = [traces[i] for i in part]
-                rows = [
-                    (row, [chosen[i] for i in indices])
-                    for indices, row in rows_of([t.sample for t in chosen], self.config.row_tokens, self.device)
-                ]
-                count = sum(len(row.targets) for row, _ in rows)
-                history.append(self.learner.update(rows, count, self.loss, scale))
+            for number in epoch_order(len(minibatches), derive_seed(self.config.seed, step), epoch):
+                batches = [(row, [traces[i] for i in indices]) for row, indices in minibatches[number]]
+                count = sum(len(row.targets) for row, _ in batches)
+                history.append(self.learner.update(batches, count, self.loss, scale))
                 if history[-1]["update_kl"] > self.config.stop_kl:
                     return self.summary(history, stopped=True)
         return self.summary(history, stopped=False)
@@ -204,6 +227,7 @@ class PPO:
         mean = {name: sum(h[name] for h in history) / len(history) for name in history[0]}
         return mean | {
             "first_update_kl": history[0]["update_kl"],
+            "first_ratio": history[0]["ratio"],
             "last_update_kl": history[-1]["update_kl"],
             "updates": float(len(history)),
             "stopped_by_kl": float(stopped),
@@ -227,7 +251,9 @@ class PPO:
             "kl": drift.sum().item() / n,
             "kl_per_token": drift.mean().item(),
             "kl_coef": self.kl_coef,
-            "explained_variance": explained_variance(joined(traces, "values"), joined(traces, "returns")).item(),
+            "explained_variance": explained_variance(
+                joined(traces, "values"), joined(traces, "returns")
+            ).item(),
             "mean_length": sum(lengths) / n,
             "eos_rate": sum(a.completion.finished for a in attempts) / n,
             "rollout_mismatch": mismatch.mean().item(),
@@ -267,4 +293,4 @@ def split_evenly(items: Sequence[int], parts: int) -> list[list[int]]:
     """At most ``parts`` runs of consecutive items whose sizes differ by at most one; none is empty."""
     parts = min(parts, len(items))
     bounds = [round(i * len(items) / parts) for i in range(parts + 1)]
-    return [list(items[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [list(items[a:b]) for a, b in itertools.pairwise(bounds)]
