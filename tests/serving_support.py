@@ -88,10 +88,16 @@ def publish(workspace: Workspace, pieces: Pieces, kind: str = "sft", **options: 
 
 
 def load_engine(version: Version) -> Engine:
-    """What the servers below load versions with. A folder with a file "broken" cannot be loaded."""
+    """What the servers below load versions with.
+
+    A folder with a file "broken" cannot be loaded; one with a file "fragile" breaks when it is used.
+    """
     if (version.folder / "broken").exists():
         raise ModelError("this model is broken on purpose.", where=str(version.folder))
-    return Engine(load_model(version.folder, torch.float32), max_batch=4)
+    model = load_model(version.folder, torch.float32)
+    if (version.folder / "fragile").exists():
+        model.decoder.lm_head.weight = torch.nn.Parameter(torch.zeros(3, 3))
+    return Engine(model, max_batch=4)
 
 
 def make_app(workspace: Workspace, settings: ServerSettings) -> FastAPI:

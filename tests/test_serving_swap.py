@@ -92,6 +92,22 @@ def test_a_broken_version_does_not_take_over(workspace: Workspace) -> None:
         assert say(server) == "c0 "
 
 
+def test_an_engine_that_breaks_down_says_so_and_is_replaced(workspace: Workspace) -> None:
+    fragile = workspace.versions.get("v2-sft").folder / "fragile"
+    fragile.touch()
+    with running(workspace) as server, server.client() as client:
+        server.wait()
+        body = {"model": "v2-sft", "messages": ask(), "max_tokens": 5}
+        reply = client.post("/v1/chat/completions", json=body)
+        assert reply.status_code == 500 and "engine of v2-sft failed" in reply.json()["error"]["message"]
+        lines = client.post("/v1/chat/completions", json={**body, "stream": True}).text.strip().split("\n\n")
+        error = json.loads(lines[-1].removeprefix("data: "))["error"]
+        assert "engine of v2-sft failed" in error["message"] and error["type"] == "server_error"
+        assert say(server) == "a0 " and server.status()["open_requests"] == 0
+        fragile.unlink()
+        assert say(server, "v2-sft") == "b0 "
+
+
 def test_two_at_most_and_none_with_a_stream_in_flight(workspace: Workspace) -> None:
     with running(workspace) as server:
         server.wait()
@@ -108,6 +124,22 @@ def test_two_at_most_and_none_with_a_stream_in_flight(workspace: Workspace) -> N
                 assert words(third) == counted("c") and words(first) == counted("a")
         server.wait("v2-sft")
         assert say(server) == "b0 "
+
+
+def test_where_one_version_fits_requests_wait_for_the_swap(workspace: Workspace) -> None:
+    with running(workspace, max_loaded=1) as server:
+        server.wait()
+        for name, letter in (("v2-sft", "b"), ("v3-sft", "c")):
+            workspace.versions.promote(name, "better")
+            said = []
+            while letter not in said:
+                said.append(say(server)[0])
+                assert len(server.status()["loaded"]) <= 1
+            assert set(said) <= {"abc"["abc".index(letter) - 1], letter}
+        (workspace.versions.get("v4-sft").folder / "broken").touch()
+        workspace.versions.promote("v4-sft", "broken")
+        wait_until(lambda: server.status()["error"] is not None)
+        assert say(server) == "c0 "
 
 
 def test_serving_begins_with_the_first_promotion(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Literal, get_args
 
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from nestling.errors import DataError
@@ -143,9 +145,11 @@ def _find(session: Session, generation_id: str) -> Generation:
 
 
 def _know(session: Session, client: str | None) -> None:
-    if client is not None and session.get(ChatSession, client) is None:
+    if client is None or session.get(ChatSession, client) is not None:
+        return
+    # Two first requests of one client may come at the same moment.
+    with suppress(IntegrityError), session.begin_nested():
         session.add(ChatSession(id=client))
-        session.flush()
 
 
 def _check_value(value: str, allowed: tuple[str, ...]) -> None:

@@ -41,11 +41,11 @@ class ModelPool:
     A version is loaded when it is asked for; the one unused for longest makes room, never one with an answer
     on its way. When the serving pointer moves, the new version is loaded beside the old one, then takes over;
     the old one is freed after its last answer. If the new one cannot be loaded, the old one goes on and
-    ``error`` says why.
+    ``error`` says why. With ``max_loaded`` 1 the old one leaves before the new one is loaded, and requests
+    wait in between.
 
     Attributes:
         serving: the version that answers those who name none.
-        loading: name of the version on its way to be served, or None.
         error: why the pointer could not be followed, or None.
     """
 
@@ -54,9 +54,9 @@ class ModelPool:
     ) -> None:
         self.versions, self.max_loaded, self.max_queue = versions, max_loaded, max_queue
         self.serving: Version | None = None
-        self.loading: str | None = None
         self.error: str | None = None
         self._load_engine = load_engine
+        self._coming: Version | None = None
         self._workers: dict[str, EngineWorker] = {}  # least recently used first
         self._loads: dict[str, asyncio.Task[EngineWorker]] = {}
         self._load_lock = asyncio.Lock()
@@ -84,6 +84,11 @@ class ModelPool:
             await self._unload(name)
 
     # -- for requests ------------------------------------------------------------------------------
+
+    @property
+    def loading(self) -> str | None:
+        """Name of the version about to be served, or None."""
+        return self._coming.name if self._coming else None
 
     def loaded(self) -> list[str]:
         """Names of the versions in memory."""
@@ -123,8 +128,8 @@ class ModelPool:
             raise NotReady("the server is stopping.")
         if name == CURRENT and self.serving is None:
             await self._wait_for_first()
-        version = self.resolve(name)
-        worker = await self._worker(version)
+        worker = await self._worker(name)
+        version = worker.version
         self._workers[version.name] = self._workers.pop(version.name)  # now the most recently used
         self._leases[version.name] = self._leases.get(version.name, 0) + 1
         try:
@@ -142,23 +147,28 @@ class ModelPool:
                 remedy="Promote a version: nestling versions promote.",
             )
 
-    async def _worker(self, version: Version) -> EngineWorker:
+    async def _worker(self, name: str) -> EngineWorker:
         while True:
+            version = self.resolve(name)
             worker = self._workers.get(version.name)
             # While a load waits for room, only the served version goes straight on. The others queue behind
             # it: otherwise their answers, overlapping without end, could keep a promotion waiting for ever.
-            jump = self.serving is not None and version.name == self.serving.name
-            if worker and not worker.failed and (jump or not self._loads):
+            is_served = self.serving is not None and version.name == self.serving.name
+            if worker and not worker.failed and (is_served or not self._loads):
                 return worker
+            # Where only one version fits, the served one has made room for the next, which then answers.
+            awaited = self._coming if name == CURRENT and self._coming else version
             try:
                 async with asyncio.timeout(_WAIT_SECONDS):
-                    await asyncio.shield(self._load_task(version))
+                    await asyncio.shield(self._load_task(awaited))
             except TimeoutError:
                 raise QueueFull(
                     f"there is no room to load version {version.name!r} now.", remedy="Try again in a moment."
                 ) from None
             except (NestlingError, OSError, RuntimeError, MemoryError) as error:
-                raise NotReady(f"version {version.name!r} cannot be loaded: {error}") from error
+                if awaited is version:
+                    raise NotReady(f"version {version.name!r} cannot be loaded: {error}") from error
+                await asyncio.sleep(0)  # the swap is called off; the served version is loaded again
 
     # -- loading and unloading ---------------------------------------------------------------------
 
@@ -226,7 +236,7 @@ class ModelPool:
             if version is None:
                 return
             if self.serving is None or version.name != self.serving.name:
-                self.loading = version.name
+                self._coming = version
                 await self._load_task(version)
                 log.info("serving %s", version.name)
                 if self.serving is not None:
@@ -237,7 +247,7 @@ class ModelPool:
             log.exception("cannot follow the serving pointer")
             self.error = str(error) or type(error).__name__
         finally:
-            self.loading = None
+            self._coming = None
             self._settled.set()
 
     async def _retire_idle(self) -> None:

@@ -37,7 +37,11 @@ class ServerSettings(Config):
         ge=1,
         description="Requests a version answers or keeps waiting; more are told to come back later.",
     )
-    max_loaded: int = Field(default=2, ge=2, description="Versions held in memory at the same time.")
+    max_loaded: int = Field(
+        default=2,
+        ge=1,
+        description="Versions held in memory at the same time; with 1 requests wait during a swap.",
+    )
     max_body_bytes: int = Field(default=1 << 20, ge=1024, description="Longest request body, in bytes.")
     temperature: float = Field(
         default=0.7, ge=0, le=2, description="Used when a request names none; 0 is greedy."
