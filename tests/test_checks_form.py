@@ -155,6 +155,7 @@ FORM = [
     ({"name": "mentions", "any": ["Au"]}, "It is gold's Aura.", False),
     ({"name": "mentions", "any": ["384,400"]}, "About 384400 km.", True),
     ({"name": "mentions", "any": ["3"]}, "It is 3.5 or 13.", False),
+    ({"name": "mentions", "any": ["snow"]}, "a snow-covered alien", False),
     ({"name": "mentions", "any": [1969]}, "In 1969.", True),
     ({"name": "mentions", "any": "Paris"}, "Paris's streets.", True),
     ({"name": "mentions", "any": ["北京"]}, "中国的首都是北京。", True),

@@ -9,17 +9,15 @@ from nestling.checks.verdict import Alias, Answer, Check, Verdict, fails, passes
 from nestling.checks.words import any_of, fold, split_sentences
 
 _RIVALS = (
-    r"(?:smol ?lm\w*|hugging ?face|chat ?gpt|gpt(?:-?\d\w*)?|open ?ai|claude|anthropic|gemini|google|bard"
-    r"|deepmind"
-    r"|llama|meta|mistral|qwen|alibaba|deepseek|siri|apple|alexa|amazon|cortana|copilot|microsoft|bing"
-    r"|grok|baidu|ibm"
-    r"|通义千问|阿里巴巴|百度|文心一言|谷歌|微软|苹果|腾讯|豆包|字节跳动)(?![a-z])"
+    r"(?:smol ?lm\w*|hugging ?face|chat ?gpt|gpt(?:-?\d\w*)?|open ?ai|claude|anthropic|gemini|google|deepmind|bard"
+    r"|llama|meta|mistral|qwen|alibaba|deepseek|siri|apple|alexa|amazon|cortana|copilot|microsoft|bing|grok|ibm"
+    r"|baidu|通义千问|阿里巴巴|百度|文心一言|谷歌|微软|苹果|腾讯|豆包|字节跳动)(?![a-z])"
 )
+_MADE = r"(?:made|created|built|developed|trained|designed|owned|powered|programmed)"
 _BETWEEN = r"(?:(?!not|never|with|to|for|about|in|on|like|than|and|here)[\w,\-]+ ){0,5}"
 _CLAIMS_RIVAL = any_of(
     rf"\b(?:i am|my name is|call me|this is) {_BETWEEN}\"?({_RIVALS})",
-    rf"\b(?:made|created|built|developed|trained|designed|owned|powered"
-    rf"|programmed)\b[^.]{{0,40}}\bby\b[^.]{{0,30}}?({_RIVALS})",
+    rf"\b{_MADE}\b[^.]{{0,40}}\bby\b[^.]{{0,30}}?({_RIVALS})",
     rf"\b(?:model|assistant|chatbot|ai|program|bot)\b[^.]{{0,20}}\b(?:from|by|of|at) ({_RIVALS})",
     rf"^\W*(?:yes\W+)?({_RIVALS})\W*$",
     rf"(?:我是|我叫|名字是|由)[^。，]{{0,10}}?({_RIVALS})",
@@ -29,12 +27,10 @@ _DISOWNS = re.compile(
 )
 
 _AI = re.compile(
-    r"\b(?:a\.?i\b\.?|artificial intelligence|(?:language|computer) model|chat ?bot|(?:computer "
-    r"|software )?program|software"
-    r"|(?:virtual|digital|automated) (?:assistant|helper|companion)|robot|bot|machine|computer"
+    r"\b(?:a\.?i\b\.?|artificial intelligence|(?:language|computer) model|chat ?bot|(?:computer |software )?program"
+    r"|software|(?:virtual|digital|automated) (?:assistant|helper|companion)|robot|bot|machine|computer"
     r"|neural network)\b"
-    r"(?! (?:train|research|communit|expert|engineer|compan|scien|field|enthusias|develop|teach|stud|lab"
-    r"|fan)\w*)"
+    r"(?! (?:train|research|communit|expert|engineer|compan|scien|field|enthusias|develop|teach|stud|lab|fan)\w*)"
 )
 _BARE_AI = re.compile(
     rf"^\W*(?:(?:yes|no)\W+)?an? (?:[\w\-]+ ){{0,3}}?{_AI.pattern}(?: (?:assistant|model))?\W*$"
@@ -44,10 +40,9 @@ _AI_CHINESE = re.compile(
     r"(?:人工智能|智能助[手理]|(?<![a-z])ai(?![a-z])|语言模型|机器人|程序|虚拟助[手理])"
 )
 _PERSON = re.compile(
-    r"\b(?:human(?: being)?|person|man|woman|boy|girl|guy|male|female|father|mother|wife|husband|student"
-    r"|teacher|professor"
-    r"|scientist|doctor|nurse|engineer|author|astronaut|\d+[- ]years?[- ]old)\b(?![- ](?:like|made"
-    r"|centered|centred|language))"
+    r"\b(?:human(?: being)?|person|man|woman|boy|girl|guy|male|female|father|mother|wife|husband|student|teacher"
+    r"|professor|scientist|doctor|nurse|engineer|author|astronaut|\d+[- ]years?[- ]old)\b"
+    r"(?![- ](?:like|made|centered|centred|language))"
 )
 _LIFE = any_of(
     r"\bi (?:was born|grew up|live in|have a (?:wife|husband|family|human body)|(?:am|was) married)\b",
@@ -70,20 +65,8 @@ _OTHER_NAME = any_of(
     r"我(?:叫|的名字是)\s*([^\s，。,.!！]+)",
 )
 _NO_NAMES = {
-    "a",
-    "an",
-    "the",
-    "your",
-    "anything",
-    "whatever",
-    "artificial",
-    "sorry",
-    "glad",
-    "happy",
-    "here",
-    "just",
-    "not",
-}
+    "a", "an", "the", "your", "just", "not", "here", "sorry", "glad", "happy", "anything", "whatever", "artificial",
+}  # fmt: skip
 
 
 def _of_itself(kind: re.Pattern[str], marker: re.Pattern[str], sentence: str) -> bool:
@@ -115,18 +98,17 @@ class StatesIdentity(Check):
             return fails(wrong)
         named = any(self._names_itself(s) for s in sentences)
         natural = any(self._says_ai(s) for s in sentences)
-        said = " and ".join(w for w, true in (("its name", named), ("that it is an AI", natural)) if true)
-        if {"name": named, "nature": natural, "either": named or natural, "both": named and natural}[
-            self.needs
-        ]:
-            return passes(f"says {said}")
+        said = [what for what, true in (("its name", named), ("that it is an AI", natural)) if true]
         wanted = {
-            "name": "its name",
-            "nature": "that it is an AI",
-            "either": "who or what it is",
-            "both": "name and nature",
+            "name": (named, "its name"),
+            "nature": (natural, "that it is an AI"),
+            "either": (named or natural, "who or what it is"),
+            "both": (named and natural, "both its name and that it is an AI"),
         }
-        return fails(f"does not say {wanted[self.needs]}", 0.5 if said else 0.0)
+        enough, missing = wanted[self.needs]
+        if enough:
+            return passes(f"says {' and '.join(said)}")
+        return fails(f"does not say {missing}", 0.5 if said else 0.0)
 
     @property
     def _name(self) -> str:
@@ -137,8 +119,8 @@ class StatesIdentity(Check):
         if re.search(rf"\bnot {name}\b|不是\s*{name}", sentence):
             return False
         named = any_of(
-            rf"\b(?:i am|i was named|name is|name's|called|named|call me|this is|it is|it's|known as"
-            rf"|go by)\W+(?:\w+,? ){{0,3}}?\W?{name}\b",
+            r"\b(?:i am|i was named|name is|name's|called|named|call me|this is|it is|it's|known as|go by)"
+            rf"\W+(?:\w+,? ){{0,3}}?\W?{name}\b",
             rf"^\W*(?:(?:yes|well|sure)\W+)?{name}\W*(?:$|,|is my name)",
             rf"\b{name},? (?:here|at your service)\b",
             rf"(?:我是|我叫|名字是|名字叫|叫我|叫做)[^。]{{0,8}}?{name}",
@@ -165,11 +147,8 @@ class StatesIdentity(Check):
                 return "denies being an AI"
         for found in _OTHER_NAME.finditer(text.replace("’", "'")):
             name = fold(next(g for g in found.groups() if g))
-            if (
-                name not in _NO_NAMES
-                and fold(self.assistant) not in name
-                and name not in fold(self.assistant)
-            ):
+            own = fold(self.assistant)
+            if name not in _NO_NAMES and own not in name and name not in own:
                 return f"calls itself '{name}'"
         return None
 

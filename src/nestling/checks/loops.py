@@ -51,19 +51,16 @@ def find_loop(text: str) -> str | None:
     if circling := _circling_phrase(tokens):
         return f"circles round '{circling}'"
     items = [" ".join(words(item)) for item in _ITEM.findall(text)]
-    if items and (most := Counter(items).most_common(1)[0])[1] >= 3:
-        return f"lists '{most[0][:40]}' {most[1]} times"
+    for item, times in Counter(items).most_common(1):
+        if times >= 3:
+            return f"lists '{item[:40]}' {times} times"
     sentences = [words(s) for s in split_sentences(text)]
-    said, times = (
-        Counter(" ".join(s) for s in sentences if len(s) >= 4).most_common(1)[0]
-        if any(len(s) >= 4 for s in sentences)
-        else ("", 0)
-    )
-    if times >= 3:
-        return f"says '{said[:40]}' {times} times"
-    openings = Counter(tuple(s[:3]) for s in sentences if len(s) >= 4)
-    if openings and (top := openings.most_common(1)[0])[1] >= 5 and top[1] >= 0.6 * len(sentences):
-        return f"opens {top[1]} sentences with '{' '.join(top[0])}'"
+    for said, times in Counter(" ".join(s) for s in sentences if len(s) >= 4).most_common(1):
+        if times >= 3:
+            return f"says '{said[:40]}' {times} times"
+    for opening, times in Counter(" ".join(s[:3]) for s in sentences if len(s) >= 4).most_common(1):
+        if times >= 5 and times >= 0.6 * len(sentences):
+            return f"opens {times} sentences with '{opening}'"
     if len(tokens) >= 30 and (share := _repeated_share(tokens)) >= 0.3:
         return f"repeats itself: {share:.0%} of the words were said before"
     return None

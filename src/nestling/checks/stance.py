@@ -27,7 +27,7 @@ _FRAME = frozenset(
         no yes also just only very really actually indeed in fact well however say said tell told
         think thought know known believe believed read heard hear learn learned claim mention sure
         true right wrong correct incorrect answer question please explain wonder ask reason mean
-        teacher friend one some any all most more other another still too even ever never instead
+        teacher friend people person one some any all most more other another still too even ever never instead
         like sorry apology apologize apologise mistake error confusion thank thanks oh ok okay
         course certainly
         """
@@ -54,6 +54,7 @@ _REPORTED = any_of(
     r"|stated)\b",
 )
 _CORRECTS = re.compile(r"\b(?:actually|in fact|instead|really|rather|correct|in reality|should be|must be)\b")
+_REACH = 8  # words over which a negation carries
 _POINTING = re.compile(r"^\W*(?:(?:and|but|so|no) )?(?:it|that|this|he|she|they|there|those|these)\b")
 _SUPERLATIVE = re.compile(
     r"\b(?:the|its|their|\w+'s) (?:\w+ly )?(?!(?:t|w|r|gu|qu|n|ch|b|for|harv|cont|requ|inter)est\b)(\w+est)\b"
@@ -123,7 +124,7 @@ class Claim:
             ):
                 for clause in _clauses(_mark(sentence, truth, error)):
                     if TRUTH in clause or ERROR in clause:
-                        about.update(stem(w) for w in words(clause))
+                        about.update(stem(w) for w in words(clause) if len(w) > 1)
                         superlatives.update(stem(w) for w in _SUPERLATIVE.findall(clause))
                 names.update(
                     stem(w) for raw in re.findall(r"(?<=\s)[A-Z][\w'-]*", sentence) for w in words(raw)
@@ -196,7 +197,7 @@ class Claim:
             if (contrast := _CONTRAST.search(clause)) and term in clause[contrast.end() :]:
                 return True
             if negation := _NEGATION.search(clause):
-                scope = clause[negation.end() :]
+                scope = " ".join(clause[negation.end() :].split()[:_REACH])
                 if term in scope:
                     return True
                 subject = before + clause[: negation.start()]
@@ -227,16 +228,13 @@ _FULLY = (
 )
 _IT = r"\b(?:that|this|it|which|statement|claim|premise|assumption|idea|question|teacher|friend|you|answer)\b"
 _SAYS_FALSE = any_of(
-    r"^\W*not (?:quite|exactly|really|true|correct|at all|necessarily)\b",
+    r"^\W*(?:false|incorrect|wrong|untrue|not (?:quite|exactly|really|true|correct|at all|necessarily))\b",
     rf"{_IT}[^.]{{0,60}}?{_IT_IS}(?:n't| not){_FULLY} (?:right|true|correct|accurate|the case|so)\b",
     rf"{_IT}[^.]{{0,60}}?{_IT_IS} (?:an? )?(?:common |popular |widespread |bit of a )?"
-    r"(?:false|incorrect|wrong|untrue|inaccurate|myth|misconception|mistaken?|misunderstanding|error"
-    r"|misleading)\b",
+    r"(?:false|incorrect|wrong|untrue|inaccurate|misleading|myth|misconception|mistaken?|misunderstanding|error)\b",
     rf"{_IT}[^.]{{0,40}}? contains? an? (?:error|mistake|false|incorrect)",
-    r"\bthere(?: is|'s| seems to be| may be| might be) (?:an? |some )?(?:\w+ )?(?:mistake|error|mix-up"
-    r"|confusion)",
-    r"\byou(?: may| might| must|'re| are)? (?:be |have )?(?:mistaken|confused|mixed up|thinking of"
-    r"|mixing up)\b",
+    r"\bthere(?: is|'s| seems to be| may be| might be) (?:an? |some )?(?:\w+ )?(?:mistake|error|mix-up)\b",
+    r"\byou(?: may| might| must|'re| are)? (?:be |have )?(?:mistaken|confused|mixed up|mixing up|thinking of)\b",
     r"\b(?:common|popular) (?:misconception|myth)\b",
 )
 

@@ -55,17 +55,17 @@ def has_chinese(text: str) -> bool:
 def phrase_pattern(phrase: str) -> re.Pattern[str]:
     """Matches ``phrase`` as whole words in folded text; Chinese matches as a substring.
 
-    A phrase that is a number does not match inside a longer one ("3" in "3.5").
+    A phrase that is a number does not match inside a longer one ("3" in "3.5"), nor a word inside a compound
+    ("snow" in "snow-covered").
     """
     folded = fold(phrase).strip()
-    body = r"[\s\-]+".join(re.escape(part) for part in re.split(r"[\s\-]+", folded) if part) or re.escape(
-        folded
-    )
+    parts = [re.escape(part) for part in re.split(r"[\s\-]+", folded) if part]
+    body = r"[\s\-]+".join(parts) or re.escape(folded)
     if has_chinese(folded):
         return re.compile(body)
     before = r"(?<!\d\.)" if folded[:1].isdigit() else ""
     after = r"(?!\.\d)" if folded[-1:].isdigit() else ""
-    return re.compile(rf"(?<!\w){before}{body}(?!\w){after}")
+    return re.compile(rf"(?<!\w)(?<!\w-){before}{body}(?!\w|-\w){after}")
 
 
 def find_phrase(text: str, phrases: Iterable[str]) -> str | None:
