@@ -9,6 +9,7 @@ import subprocess
 import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -120,8 +121,8 @@ class _Strict(HTMLParser):
 
 
 class TestReport:
-    def events(self) -> list[dict[str, object]]:
-        steps = [
+    def events(self) -> list[dict[str, Any]]:
+        steps: list[dict[str, Any]] = [
             {"kind": "step", "stage": stage, "step": n, "metrics": {"loss": 1 / (n + 1), "note": None}}
             for stage in ("sft", "ppo")
             for n in range(900)

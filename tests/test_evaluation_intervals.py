@@ -106,29 +106,32 @@ def test_ratio_of_equal_losses_is_certain() -> None:
     assert found.interval() == pytest.approx((1.5, 1.5))
 
 
-@pytest.mark.parametrize("alike", [0.0, 0.1])
-def test_coverage_of_rates_with_template_effects(alike: float) -> None:
-    """Nominal 95 %; templates draw their own success probability from a beta distribution."""
-    random, hits, rounds = np.random.default_rng(3), 0, 150
+def drawn(random: np.random.Generator, mean: float, alike: float, templates: int) -> np.ndarray:
+    """Each template's own probability: a beta distribution with intraclass correlation ``alike``."""
+    if not alike:
+        return np.full((templates, 1), mean)
+    return random.beta(mean * (1 / alike - 1), (1 - mean) * (1 / alike - 1), (templates, 1))
+
+
+@pytest.mark.parametrize(("mean", "alike"), [(0.9, 0.0), (0.9, 0.1), (0.98, 0.05), (0.5, 0.2)])
+def test_coverage_of_rates_with_template_effects(mean: float, alike: float) -> None:
+    """Nominal 95 % with 30 templates of 10 prompts."""
+    random, hits, rounds = np.random.default_rng(3), 0, 100
     for _ in range(rounds):
-        chance = random.beta(0.9 * (1 / alike - 1), 0.1 * (1 / alike - 1), 30) if alike else np.full(30, 0.9)
-        outcomes = random.random((30, 10)) < chance[:, None]
+        outcomes = random.random((30, 10)) < drawn(random, mean, alike, 30)
         low, high = resample_rate(outcomes.ravel(), names(30, 10)).interval()
-        hits += low <= 0.9 <= high
+        hits += low <= mean <= high
     assert hits >= 0.93 * rounds
 
 
-@pytest.mark.parametrize("alike", [0.0, 0.1])
-def test_coverage_of_differences_with_template_effects(alike: float) -> None:
-    """Templates draw how often they lose (5 % on average) and win (2 %)."""
-    random, hits, rounds = np.random.default_rng(4), 0, 150
+@pytest.mark.parametrize(("templates", "alike"), [(13, 0.0), (13, 0.05), (30, 0.1)])
+def test_coverage_of_differences_with_template_effects(templates: int, alike: float) -> None:
+    """Nominal 95 %; templates lose 5 % on average and win 2 %. The gate split has some 13 templates."""
+    random, hits, rounds = np.random.default_rng(4), 0, 100
     for _ in range(rounds):
-        loses, wins = (
-            random.beta(p * (1 / alike - 1), (1 - p) * (1 / alike - 1), 13) if alike else np.full(13, p)
-            for p in (0.05, 0.02)
-        )
-        draw = random.random((13, 11))
-        gains = np.where(draw < loses[:, None], -1, np.where(draw > 1 - wins[:, None], 1, 0))
-        low, high = resample_difference(gains.ravel(), names(13, 11)).interval()
+        loses, wins = drawn(random, 0.05, alike, templates), drawn(random, 0.02, alike, templates)
+        draw = random.random((templates, 11))
+        gains = np.where(draw < loses, -1, np.where(draw > 1 - wins, 1, 0))
+        low, high = resample_difference(gains.ravel(), names(templates, 11)).interval()
         hits += low <= -0.03 <= high
     assert hits >= 0.93 * rounds

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -227,7 +228,7 @@ class TestEvaluate:
     ) -> None:
         suite = build_suite("gate", sizes={"premise_false": 6, "premise_true": 6}, curriculum=curriculum)
         model = tiny_model()
-        measured = {"name": "base", "identity": "m", "model": model, "prose": PROSE, "sampling": SHORT}
+        measured: dict[str, Any] = {"name": "base", "identity": "m", "model": model, "prose": PROSE, "sampling": SHORT}
         results = [
             evaluate(Engine(model), suite, cache=tmp_path / folder, **measured)
             for folder in ("one", "one", "two")

@@ -111,8 +111,8 @@ class TestHolm:
         assert confidences == pytest.approx([1 - 0.05 / (m - rank) for rank in range(m)])
 
     def test_more_guarded_behaviours_ask_more_evidence_of_each(self) -> None:
-        """Losses of 3 in 150 are shown to be below 7 points for one behaviour, but not for each of twelve."""
-        rule = GateRule(margin=0.07, margins={}, pooled={})
+        """Losses of 3 in 150 are shown to be below 5 points for one behaviour, but not for each of twelve."""
+        rule = GateRule(margins={}, pooled={})
         for count, accepted in ((1, True), (12, False)):
             names = [f"behaviour_{i}" for i in range(count)]
             old = make_results("old", {"verse": share(60)} | dict.fromkeys(names, [True] * 150))
@@ -165,11 +165,22 @@ class TestRule:
     def test_evidence_can_be_named(self) -> None:
         new, old = make_results("new", BETTER), make_results("old", OLD)
         assert decide(new, old, GateRule(evidence=["verse"])).lines[0].gain == pytest.approx(0.2)
-        with pytest.raises(ConfigError, match="nonsense"):
-            decide(new, old, GateRule(evidence=["nonsense"]))
+        for bad in (
+            {"evidence": ["nonsense"]},
+            {"margins": {"nonsense": 0.1}},
+            {"pooled": {"a": ["nonsense"]}},
+        ):
+            with pytest.raises(ConfigError, match="nonsense"):
+                decide(new, old, GateRule.model_validate(bad))
 
     def test_impossible_values_and_unknown_keys_are_refused(self) -> None:
-        for bad in ({"margin": 2}, {"confidence": 0.2}, {"margn": 0.1}, {"evidence": "everything"}):
+        for bad in (
+            {"margin": 2},
+            {"margins": {"refusal": 0}},
+            {"confidence": 0.2},
+            {"margn": 0.1},
+            {"evidence": "everything"},
+        ):
             with pytest.raises(ValidationError):
                 GateRule.model_validate(bad)
 

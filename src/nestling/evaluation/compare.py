@@ -16,8 +16,6 @@ from nestling.evaluation.perplexity import log_ratio
 from nestling.evaluation.results import Results
 from nestling.evaluation.verdicts import Row
 
-POOLED = "held_out"
-
 
 @dataclass(frozen=True)
 class PairedGain:

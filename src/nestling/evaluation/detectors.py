@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import dropwhile
 from pathlib import Path
@@ -50,6 +51,7 @@ class DetectorQuality(BaseModel):
 
     name: str
     n: int
+    sources: dict[str, int] = {}
     sensitivity: float | None
     specificity: float | None
     balanced_accuracy: float | None = None
@@ -69,6 +71,8 @@ class DetectorQuality(BaseModel):
                 f"{self.name}: {self.balanced_accuracy:.1%} balanced accuracy "
                 f"[{self.low:.1%}, {self.high:.1%}] on {self.n} labelled answers"
             )
+        if self.sources:
+            found += f" ({', '.join(f'{name} {count}' for name, count in self.sources.items())})"
         if self.may_gate:
             return f"{found}; it may gate."
         return f"{found}; it does not gate (that takes {LEAST_ACCURACY:.0%} on at least {LEAST_LABELS})."
@@ -95,6 +99,7 @@ def measure_detector(name: str, labelled: Sequence[Labelled]) -> DetectorQuality
     quality = DetectorQuality(
         name=name,
         n=len(labelled),
+        sources=dict(Counter(entry.source for entry in labelled)),
         sensitivity=_share(r for r, label in zip(right, labels, strict=True) if label),
         specificity=_share(r for r, label in zip(right, labels, strict=True) if not label),
     )

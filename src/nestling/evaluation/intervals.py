@@ -1,11 +1,12 @@
 """How sure a figure is: intervals resampled by template, whose prompts succeed and fail together.
 
 The Bayesian bootstrap (Rubin 1981) gives every template an exponential random weight. On few templates, or
-where all answers agree, a bootstrap knows too little of what it has not seen, so each end of an interval
-imagines one more template that did worse (or better) than any seen: one prompt beyond the most extreme one,
-and for a rate without any failure (or success) all its prompts. With one prompt a template this is the bound
-of Gaffke (2005; Learned-Miller and Thomas 2020, arXiv:1905.06208), which on plain successes and failures
-equals Clopper and Pearson's (1934).
+where all answers agree, a bootstrap knows too little of what it has not seen. So each end of an interval
+imagines one more template, as extreme as the most extreme one seen: at least one prompt lost (or won), and for a
+rate without any failure (or success) all its prompts. With one prompt a template this is the bound of Gaffke
+(2005; Learned-Miller and Thomas 2020, arXiv:1905.06208), which on plain successes and failures equals Clopper
+and Pearson's (1934). Where prompts of one template are alike to an intraclass correlation of up to 0.1, nominal
+95 % covered 93 to 99 % in simulation with 30 templates, and 92 to 99 % with 13.
 """
 
 from __future__ import annotations
@@ -46,12 +47,11 @@ class Resampled:
         return self.lower(one_sided), self.upper(one_sided)
 
     def p_at_most(self, value: float) -> float:
-        """How easily a figure of at most ``value`` would have looked this good: a one-sided p-value, never
-        0."""
+        """One-sided p-value of "the figure is at most ``value``"; never 0."""
         return float((1 + np.count_nonzero(self.low <= value)) / (1 + len(self.low)))
 
     def p_at_least(self, value: float) -> float:
-        """How easily a figure of at least ``value`` would have looked this low."""
+        """One-sided p-value of "the figure is at least ``value``"; never 0."""
         return float((1 + np.count_nonzero(self.high >= value)) / (1 + len(self.high)))
 
 
@@ -66,11 +66,10 @@ def resample_rate(
     """
     sums, counts = _tally(passed, clusters, strata)
     size = _cluster_size(counts)
-    failed = (counts - sums).max(axis=1)
-    worst = np.where(failed > 0, np.minimum(failed + 1, size), size)
-    succeeded = sums.max(axis=1)
-    best = np.where(succeeded > 0, np.minimum(succeeded + 1, size), size)
-    return _resample(sums, counts, low_extra=size - worst, high_extra=best, size=size, seed=seed)
+    failed, succeeded = (counts - sums).max(axis=1), sums.max(axis=1)
+    low_extra = size - np.where(failed > 0, np.minimum(failed, size), size)
+    high_extra = np.where(succeeded > 0, np.minimum(succeeded, size), size)
+    return _resample(sums, counts, low_extra=low_extra, high_extra=high_extra, size=size, seed=seed)
 
 
 def resample_difference(
@@ -79,9 +78,8 @@ def resample_difference(
     """Mean of paired ``gains`` [N], each in [-1, 1]: 1 won, 0 tied, -1 lost. Else as ``resample_rate``."""
     sums, counts = _tally(gains, clusters, strata)
     size = _cluster_size(counts)
-    worst = np.where(counts > 0, sums, np.inf).min(axis=1) - 1
-    best = np.where(counts > 0, sums, -np.inf).max(axis=1) + 1
-    low_extra, high_extra = np.maximum(worst, -size), np.minimum(best, size)
+    low_extra = -np.clip(-sums.min(axis=1), 1, size)
+    high_extra = np.clip(sums.max(axis=1), 1, size)
     return _resample(sums, counts, low_extra=low_extra, high_extra=high_extra, size=size, seed=seed)
 
 

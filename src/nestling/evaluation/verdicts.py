@@ -80,7 +80,7 @@ def judge_answers(suite: Suite, answers: Sequence[Answer], known: frozenset[str]
                 entity=item.entity,
                 pair=item.pair,
                 check=item.check,
-                messages=[dict(message) for message in item.messages],  # type: ignore[arg-type]
+                messages=[dict(message) for message in item.messages],
                 answer=answer.text,
                 finished=answer.finished,
                 no_loop=judge(_NO_LOOP, answer).passed,

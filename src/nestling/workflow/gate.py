@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from rich.table import Table
@@ -46,7 +46,7 @@ class GateRule(BaseModel):
 
     evidence: Literal["held_out"] | list[str] = "held_out"
     margin: float = Field(default=0.05, gt=0, lt=1)
-    margins: dict[str, float] = {"retention": 0.02, PERPLEXITY: 0.05}
+    margins: dict[str, Annotated[float, Field(gt=0)]] = {"retention": 0.02, PERPLEXITY: 0.05}
     pooled: dict[str, list[str]] = {"manners": ["identity", "small_talk", "chinese"]}
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
 
@@ -161,6 +161,7 @@ def decide(
         )
     check_comparable(candidate, incumbent)
     measures = {m.name: m for m in candidate.measures if m.name in candidate.figures}
+    _refuse_unknown(rule, measures)
     evidence = _evidence(rule, measures)
     doubts = {
         name: _doubt(m, candidate, detectors) if detectors is not None else None
@@ -194,16 +195,28 @@ def decide(
     )
 
 
+def _refuse_unknown(rule: GateRule, measures: Mapping[str, Measure]) -> None:
+    """A misspelt behaviour must not silently have no margin or pool; evidence must have been measured."""
+    known = {*LABELS, *measures, *rule.pooled, PERPLEXITY}
+    pooled = [member for members in rule.pooled.values() for member in members]
+    evidence = [] if rule.evidence == "held_out" else rule.evidence
+    for place, names, allowed in (
+        ("gate.margins", rule.margins, known),
+        ("gate.pooled", pooled, known),
+        ("gate.evidence", evidence, set(measures)),
+    ):
+        for name in names:
+            if name not in allowed:
+                raise ConfigError(
+                    f"there is no behaviour {name!r} here.",
+                    where=place,
+                    remedy=f"Use some of {', '.join(sorted(allowed))}.",
+                )
+
+
 def _evidence(rule: GateRule, measures: Mapping[str, Measure]) -> list[str]:
     if rule.evidence == "held_out":
         return [name for name, measure in measures.items() if measure.held_out]
-    for name in rule.evidence:
-        if name not in measures:
-            raise ConfigError(
-                f"{name!r} was not measured.",
-                where="gate.evidence",
-                remedy=f"Use some of {', '.join(measures)}.",
-            )
     return list(rule.evidence)
 
 
