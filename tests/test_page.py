@@ -81,7 +81,7 @@ def judgments(workspace: Workspace) -> list[tuple[str, str, str]]:
 
 
 def test_a_walk(browser: Browser, workspace: Workspace) -> None:
-    with running(workspace) as server:
+    with running(workspace, max_tokens=90_000) as server:
         server.wait()
         page, complaints = opened(browser, server.url)
         _chat_and_thumbs(page, workspace)
@@ -194,7 +194,7 @@ def _language_theme_and_return(page: Page) -> None:
 
 def test_errors_are_shown_and_can_be_retried(browser: Browser, workspace: Workspace) -> None:
     (workspace.versions.get("v2-sft").folder / "broken").touch()
-    with running(workspace, token_hash=hash_token("correct-horse-battery")) as server:
+    with running(workspace, max_tokens=90_000, token_hash=hash_token("correct-horse-battery")) as server:
         page, _ = opened(browser, server.url, locale="zh-CN")
         expect(page.get_by_role("dialog")).to_be_visible()
         page.locator("#token").fill("correct-horse-battery")

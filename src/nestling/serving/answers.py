@@ -94,6 +94,10 @@ class Answer:
         assert completion is not None  # a stream ends with it or raises
         return completion
 
+    def _notice_cancellation(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            self._items.put_nowait(AskerGone("the request was cancelled."))
+
     async def _next(self) -> Chunk:
         item = await self._items.get()
         if isinstance(item, Exception):
@@ -120,6 +124,7 @@ class Answers:
         answer._task = task = asyncio.create_task(self._run(answer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(answer._notice_cancellation)
         return answer
 
     async def written(self, generation_id: str) -> None:
@@ -137,8 +142,6 @@ class Answers:
         try:
             async with self.pool.lease(answer.question.model) as worker:
                 await self._follow(answer, worker)
-        except asyncio.CancelledError:
-            answer._items.put_nowait(AskerGone("the request was cancelled."))
         except Exception as error:  # of any kind: it belongs to the request that waits for this answer
             answer._items.put_nowait(error)
         finally:
@@ -171,8 +174,7 @@ class Answers:
                 client=answer.question.client,
             )
             self.recording_error = None
-        except (
-            NestlingError
-        ) as error:  # a full disk must not take the answer from the person who waits for it
+        except NestlingError as error:
+            # A full disk must not take the answer from the person who waits for it.
             log.error("answer %s was not written down: %s", answer.id, error)
             self.recording_error = str(error)

@@ -53,6 +53,14 @@ async function answer(models) {
   const question = asked();
   const turn = pair ? { kind: "pair", left: fresh(), right: fresh() } : { kind: "answer", ...fresh() };
   const view = add(turn);
+  // A fast model writes more often than a screen can show; one update a frame keeps the controls responsive.
+  let frame = 0;
+  const showSoon = () => {
+    frame ||= requestAnimationFrame(() => {
+      frame = 0;
+      view.update();
+    });
+  };
   running = new AbortController();
   document.body.classList.add("running");
   view.node.setAttribute("aria-busy", "true");
@@ -62,7 +70,7 @@ async function answer(models) {
       : stream("/v1/chat/completions", { ...question, model: models[0], stream: true }, running.signal);
     for await (const event of events) {
       follow(turn, event);
-      view.update();
+      showSoon();
     }
   } catch (error) {
     const sides = pair ? [turn.left, turn.right] : [turn];
