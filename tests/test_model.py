@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from nestling.errors import ModelError
+from nestling.model.attention import causal_attention
 from nestling.model.config import ModelConfig
 from nestling.model.decoder import Decoder, initialise
 from nestling.model.heads import ScalarHead
@@ -156,6 +157,23 @@ def test_sharded_weights_load_and_an_index_cannot_leave_the_folder(tmp_path: Pat
     )
     with pytest.raises(ModelError, match="outside the folder"):
         load_model(tmp_path, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_our_attention_has_the_results_and_gradients_of_the_fused_one(dtype: torch.dtype) -> None:
+    shapes = [(3, 7, 6, 4), (3, 7, 2, 4), (3, 7, 2, 4)]
+    mine = [torch.randn(s, dtype=dtype, requires_grad=True) for s in shapes]
+    theirs = [t.detach().clone().requires_grad_() for t in mine]
+    out = causal_attention(*mine)
+    fused = torch.nn.functional.scaled_dot_product_attention(
+        *(t.transpose(1, 2) for t in theirs), is_causal=True, enable_gqa=True
+    ).transpose(1, 2)
+    weight = torch.randn_like(out)
+    (out * weight).sum().backward()
+    (fused * weight).sum().backward()
+    assert torch.allclose(out, fused, atol=1e-5)
+    for a, b in zip(mine, theirs, strict=True):
+        assert torch.allclose(a.grad, b.grad, atol=1e-5)
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=6))

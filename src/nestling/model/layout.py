@@ -13,8 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from nestling.model.attention import causal_attention
+
+
+_BUCKET = 0.7  # sequences attend together when the shortest has at least this share of the longest's tokens
 
 
 @dataclass(frozen=True)
@@ -22,12 +26,13 @@ class PackedLayout:
     """Where each sequence lies in the flat row.
 
     positions: [T] rotary position of each token.
-    gather: [B, L] row index of each sequence's tokens, padding reads row 0; None when the row is one sequence.
-    scatter: [T] index into the flattened [B * L] that holds each token's result; None as above.
+    gathers: for each bucket of sequences of similar length, [B, L] row indices of their tokens; padding reads row 0.
+        Empty when the row is one sequence.
+    scatter: [T] index into the buckets' results, flattened and end to end, of each token's own; None as above.
     """
 
     positions: Tensor
-    gather: Tensor | None
+    gathers: tuple[Tensor, ...]
     scatter: Tensor | None
 
     @classmethod
@@ -51,33 +56,44 @@ class PackedLayout:
                 positions.extend(range(prefix_length, prefix_length + length))
                 sequences.append((prefix + own, 0 if number == 0 else prefix_length))
         if len(sequences) == 1:
-            return cls(torch.tensor(positions), None, None)
-        longest = max(len(rows) for rows, _ in sequences)
-        gather = torch.zeros(len(sequences), longest, dtype=torch.long)
+            return cls(torch.tensor(positions), (), None)
         scatter = torch.empty(len(positions), dtype=torch.long)
-        for b, (rows, first_owned) in enumerate(sequences):
-            index = torch.tensor(rows)
-            gather[b, : len(rows)] = index
-            scatter[index[first_owned:]] = b * longest + torch.arange(first_owned, len(rows))
-        return cls(torch.tensor(positions), gather, scatter)
+        gathers: list[Tensor] = []
+        start = 0
+        for bucket in _buckets(sequences):
+            longest = len(bucket[0][0])
+            gather = torch.zeros(len(bucket), longest, dtype=torch.long)
+            for b, (rows, first_owned) in enumerate(bucket):
+                index = torch.tensor(rows)
+                gather[b, : len(rows)] = index
+                scatter[index[first_owned:]] = start + b * longest + torch.arange(first_owned, len(rows))
+            gathers.append(gather)
+            start += gather.numel()
+        return cls(torch.tensor(positions), tuple(gathers), scatter)
 
     def to(self, device: torch.device) -> PackedLayout:
         if self.positions.device == device:
             return self
-        move = lambda t: None if t is None else t.to(device)
-        return PackedLayout(self.positions.to(device), move(self.gather), move(self.scatter))
+        scatter = None if self.scatter is None else self.scatter.to(device)
+        return PackedLayout(self.positions.to(device), tuple(g.to(device) for g in self.gathers), scatter)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention within each sequence.
 
         q: [T, heads, head_dim]; k, v: [T, kv_heads, head_dim]. Returns [T, heads, head_dim].
         """
-        if self.gather is None or self.scatter is None:
-            q, k, v = q[None], k[None], v[None]
+        if self.scatter is None:
+            return causal_attention(q[None], k[None], v[None])[0]
+        parts = [causal_attention(q[gather], k[gather], v[gather]).flatten(0, 1) for gather in self.gathers]
+        return torch.cat(parts)[self.scatter]
+
+
+def _buckets(sequences: list[tuple[list[int], int]]) -> list[list[tuple[list[int], int]]]:
+    """Sequences of similar length together, longest first, so that attention computes little padding."""
+    buckets: list[list[tuple[list[int], int]]] = []
+    for sequence in sorted(sequences, key=lambda s: -len(s[0])):
+        if buckets and len(sequence[0]) >= _BUCKET * len(buckets[-1][0][0]):
+            buckets[-1].append(sequence)
         else:
-            q, k, v = q[self.gather], k[self.gather], v[self.gather]
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
-            is_causal=True, enable_gqa=q.shape[2] != k.shape[2],
-        ).transpose(1, 2)  # fmt: skip
-        return out[0] if self.scatter is None else out.flatten(0, 1)[self.scatter]
+            buckets.append([sequence])
+    return buckets
