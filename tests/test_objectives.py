@@ -43,7 +43,9 @@ def test_gae_with_a_finished_and_a_truncated_answer_in_one_batch() -> None:
     assert close(returns, [[0.625, 0.75, 1.0], [2.0, 3.0, 0.0]])
 
 
-def plain_gae(rewards: list[float], values: list[float], gamma: float, lam: float, after: float) -> list[float]:
+def plain_gae(
+    rewards: list[float], values: list[float], gamma: float, lam: float, after: float
+) -> list[float]:
     out, running = [0.0] * len(rewards), 0.0
     for t in reversed(range(len(rewards))):
         following = values[t + 1] if t + 1 < len(values) else after
@@ -55,7 +57,9 @@ def plain_gae(rewards: list[float], values: list[float], gamma: float, lam: floa
 numbers = st.floats(-3, 3)
 
 
-@given(st.lists(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=6), min_size=1, max_size=4), numbers)
+@given(
+    st.lists(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=6), min_size=1, max_size=4), numbers
+)
 @settings(max_examples=50, deadline=None)
 def test_padding_changes_nothing_in_gae(rows: list[list[tuple[float, float]]], after: float) -> None:
     longest = max(map(len, rows)) + 2
@@ -147,13 +151,18 @@ def test_ties_are_neither_right_nor_wrong() -> None:
 
 def test_plackett_luce_is_a_distribution_over_orders() -> None:
     scores = tensor([0.7, -0.2, 1.1])
-    total = sum(math.exp(-float(ranking.plackett_luce_nll(scores, tensor(p) + 1))) for p in permutations(range(3)))
+    total = sum(
+        math.exp(-float(ranking.plackett_luce_nll(scores, tensor(p) + 1))) for p in permutations(range(3))
+    )
     assert total == pytest.approx(1.0, abs=1e-5)
 
 
 def test_preference_losses() -> None:
     k = KNOWN["dpo"]
-    args = [tensor([float(k[n])]) for n in ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")]
+    args = [
+        tensor([float(k[n])])
+        for n in ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
+    ]
     assert close(preference.dpo_loss(*args, k["beta"]), [k["sigmoid"]])
     assert close(preference.dpo_loss(*args, k["beta"], label_smoothing=0.1), [k["conservative_eps_0.1"]])
     assert close(preference.dpo_loss(*args, k["beta"], kind="ipo"), [k["ipo"]])
