@@ -238,11 +238,11 @@ def test_ppo_finds_shortest_paths(tmp_path: Path) -> None:
         seed=1, hidden_size=64, num_heads=4, num_kv_heads=2, head_dim=16, intermediate_size=128
     )
     walks = [
-        [user(f"{a} {b}"), assistant(graph.wander(a, b, draw))] for a, b in graph.pairs for _ in range(40)
+        [user(f"{a} {b}"), assistant(graph.wander(a, b, draw))] for a, b in graph.pairs for _ in range(30)
     ]
     samples = [s for walk in walks for s in training_samples(model.tokenizer, walk, "walk")]
     sft = SFTConfig(
-        learning_rate=4e-3, epochs=3, max_tokens=10**7, row_tokens=2048, batch_tokens=4096, validate_every=50
+        learning_rate=5e-3, epochs=8, max_tokens=10**7, row_tokens=2048, batch_tokens=2048, validate_every=50
     )
     train_sft(model, samples[60:], samples[:60], sft, tmp_path / "sft", EventLog(tmp_path / "e"))
 
@@ -250,15 +250,16 @@ def test_ppo_finds_shortest_paths(tmp_path: Path) -> None:
         requests = [
             Request([user(f"{a} {b}")], Sampling(temperature=0, max_tokens=12)) for a, b in graph.pairs
         ]
-        done = Engine(model).generate(requests)
+        done = Engine(model, max_batch=64).generate(requests)
         return sum(graph([Attempt(r.messages, c, None) for r, c in zip(requests, done, strict=True)])) / len(
             done
         )
 
     before = greedy()
     config = PPOConfig(
-        iterations=120, prompts=64, max_new_tokens=12, epochs=2, minibatches=2, learning_rate=5e-4, kl_coef=0.0,
-        row_tokens=2048, stop_kl=0.2, max_kl=1e9, transcript_every=1000, critic_learning_rate=3e-3,
+        iterations=110, prompts=112, max_new_tokens=12, epochs=4, minibatches=2, learning_rate=4e-4,
+        schedule="linear", kl_coef=0.0, row_tokens=2048, stop_kl=0.1, max_kl=1e9, transcript_every=1000,
+        critic_learning_rate=3e-3, value_coef=0.5,
     )  # fmt: skip
     prompts = [Prompt([user(f"{a} {b}")]) for a, b in graph.pairs]
     train_ppo(
@@ -271,4 +272,4 @@ def test_ppo_finds_shortest_paths(tmp_path: Path) -> None:
         reward=RewardMix([(graph, 1.0)]),
     )
     after = greedy()
-    assert before < 0.75 and after > 0.9, (before, after)
+    assert before < 0.7 and after > 0.9, (before, after)
