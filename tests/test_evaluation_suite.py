@@ -228,7 +228,13 @@ class TestEvaluate:
     ) -> None:
         suite = build_suite("gate", sizes={"premise_false": 6, "premise_true": 6}, curriculum=curriculum)
         model = tiny_model()
-        measured: dict[str, Any] = {"name": "base", "identity": "m", "model": model, "prose": PROSE, "sampling": SHORT}
+        measured: dict[str, Any] = {
+            "name": "base",
+            "identity": "m",
+            "model": model,
+            "prose": PROSE,
+            "sampling": SHORT,
+        }
         results = [
             evaluate(Engine(model), suite, cache=tmp_path / folder, **measured)
             for folder in ("one", "one", "two")

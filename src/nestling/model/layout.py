@@ -17,7 +17,6 @@ from torch import Tensor
 
 from nestling.model.attention import causal_attention
 
-
 _BUCKET = 0.7  # sequences attend together when the shortest has at least this share of the longest's tokens
 
 

@@ -92,6 +92,9 @@ class Recipe(Config):
     assistant: str = Field("Nestling", description="The name the assistant goes by.")
     seed: int = Field(0, ge=0, description="Choice of the curriculum's items.")
     hardware: HardwareConfig = Field(HardwareConfig(), description="What to compute with.")
+    checkpoint_seconds: float = Field(
+        60.0, ge=0, description="Time between checkpoints of training; 0 is every step."
+    )
     data: DataConfig = Field(DataConfig(), description="What fine-tuning learns from.")
     sft: SFTConfig = Field(SFTConfig(), description="Supervised fine-tuning.")
     rank: RankConfig = Field(RankConfig(), description="Rankings.")

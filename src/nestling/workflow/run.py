@@ -82,7 +82,14 @@ class Run:
             hardware = self.recipe.hardware.detect()
             atomic.write_json(path, asdict(hardware))
         hardware.apply()
-        return stages.Bench(self.workspace, hardware, self.folder, self.events, self.recipe.run_name)
+        return stages.Bench(
+            self.workspace,
+            hardware,
+            self.folder,
+            self.events,
+            self.recipe.run_name,
+            self.recipe.checkpoint_seconds,
+        )
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

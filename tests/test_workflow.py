@@ -1,0 +1,172 @@
+"""Recipes and whole runs: refused mistakes, one raising from end to end, and the same raising killed in every stage."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nestling.errors import ConfigError
+from nestling.model.hf_folder import save_model
+from nestling.workflow import materials
+from nestling.workflow.progress import ProgressReader
+from nestling.workflow.recipe import load_recipe, packaged_recipes
+from nestling.workspace import EventLog, Workspace
+from tiny import tiny_model
+
+
+def test_packaged_recipes_load_and_settings_apply() -> None:
+    assert "quickstart" in packaged_recipes()
+    recipe = load_recipe("quickstart", ["ppo.kl_coef=0.05", "ppo.learning_rate=1e-6", "sft.lora={rank: 8}"])
+    assert recipe.ppo.kl_coef == 0.05 and recipe.ppo.learning_rate == 1e-6
+    assert recipe.sft.lora is not None and recipe.sft.lora.rank == 8
+    assert recipe.run_name != load_recipe("quickstart").run_name
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("ppo.kl_cof=0.05", r"unknown key 'ppo\.kl_cof'; known keys here: .*kl_coef"),
+        ("sft.lora.rnk=4", r"unknown key 'sft\.lora\.rnk'; known keys here: rank, alpha"),
+        ("ppo.clip=7", r"ppo\.clip = 7"),
+        ("sft.epochs=many", r"sft\.epochs = 'many'"),
+        ("rank.samples=1", "at least half of them sampled"),
+        ("nonsense", r"not of the form key=value"),
+        ("name=../x", "name = "),
+    ],
+)
+def test_unknown_keys_and_impossible_values_are_refused_by_name(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe("quickstart", [setting])
+
+
+def test_held_out_behaviours_may_not_be_rewarded_or_ranked() -> None:
+    with pytest.raises(ConfigError, match="'list_count' is a held-out behaviour"):
+        materials.training_items(load_recipe("quickstart"), {"refusal": 2, "list_count": 2})
+
+
+def test_the_quickstart_rewards_nothing_that_is_held_out_and_stays_in_its_budget() -> None:
+    recipe = load_recipe("quickstart")
+    assert materials.training_items(recipe, recipe.rank.prompts)
+    assert materials.training_items(recipe, recipe.ppo_prompts)
+    assert recipe.sft.max_tokens <= 250_000 and recipe.reward_model.max_tokens <= 250_000
+    assert recipe.ppo.iterations <= 60
+
+
+def test_a_recipe_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no recipe 'quickstrat'"):
+        load_recipe("quickstrat")
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: [")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_recipe(str(path))
+
+
+SETTINGS = {
+    "hardware": {"dtype": "float32", "threads": 1},
+    "checkpoint_seconds": 0,
+    "data": {"demonstrations": {"refusal": 60, "identity": 40, "format": 60}, "replay": 70, "replay_max_tokens": 8},
+    "sft": {"max_tokens": 30000, "batch_tokens": 2048, "validate_every": 3},
+    "rank": {"prompts": {"format": 70, "refusal": 30}, "samples": 2, "written": 2, "max_new_tokens": 8},
+    "reward_model": {"max_tokens": 20000, "batch_tokens": 3072, "validate_every": 2},
+    "ppo": {"iterations": 4, "prompts": 8, "critic_warmup": 1, "max_new_tokens": 8, "transcript_every": 1},
+    "ppo_prompts": {"format": 20, "refusal": 20},
+    "evaluation": {
+        "max_new_tokens": 4,
+        "sizes": dict.fromkeys(
+            ["refusal", "harmless", "premise_false", "premise_true", "mistake", "hold_truth", "memory", "identity",
+             "chinese", "small_talk", "ends", "format", "facts", "arithmetic", "list_count", "starts_with",
+             "letter_case", "either_or", "yes_no", "verse", "retention"], 4),
+    },
+}  # fmt: skip
+
+
+def start(workspace: Path, recipe: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "nestling", "run", str(recipe), "-w", str(workspace), "--quiet"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    base = folder / "base"
+    base.mkdir()
+    save_model(base, tiny_model(context_length=2048))
+    path = folder / "tiny.yaml"
+    path.write_text(json.dumps({"name": "tiny", "base": str(base), **SETTINGS}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which the recipe ran undisturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    process = start(folder, recipe)
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output.decode()
+    return folder
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """Everything a run leaves that must not depend on whether it was killed."""
+    workspace = Workspace(folder)
+    [run] = workspace.runs.glob("tiny-*")
+    left: dict[str, Any] = {}
+    for version in workspace.versions.list():
+        left[version.name] = (version.folder / "model.safetensors").read_bytes()
+        left[version.name + " card"] = version.card.model_dump(exclude={"created"})
+    for path in sorted(
+        [*run.glob("evaluation/*.json"), *run.glob("rank/*.jsonl"), *run.glob("ppo/transcripts/*")]
+    ):
+        left[str(path.relative_to(run))] = path.read_bytes()
+    pointer = workspace.versions.pointer()
+    return left | {"serving": pointer.version if pointer else None}
+
+
+@pytest.mark.slow
+def test_a_run_goes_from_base_to_verdict(whole: Path) -> None:
+    workspace = Workspace(whole)
+    names = [version.name for version in workspace.versions.list()]
+    assert names == ["v1-base", "v2-sft", "v3-reward-model", "v4-ppo"]
+    cards = {version.card.kind: version.card for version in workspace.versions.list()}
+    assert cards["sft"].state in ("accepted", "rejected") and cards["ppo"].verdict
+    assert cards["ppo"].parents == ["v2-sft", "v3-reward-model"]
+    assert cards["reward_model"].metrics["reward_model"]["all"]["pairs"] > 0
+    [run] = workspace.runs.glob("tiny-*")
+    assert (run / "report.html").read_text().startswith("<!")
+    assert not list(run.glob("*/checkpoint-*"))  # 1.6 GB each at full size
+    state = ProgressReader(workspace)()
+    assert state is not None and state["state"] == "finished"
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_it_ends_with_the_same_bits(whole: Path, recipe: Path, tmp_path: Path) -> None:
+    reached = []
+    for stage in ("replay", "sft", "gate-base", "rank", "reward_model", "ppo", "gate-ppo"):
+        process = start(tmp_path, recipe)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            logs = list(tmp_path.glob("runs/tiny-*/events.jsonl"))
+            events = EventLog(logs[0]).read()[0] if logs else []
+            begun = max((i for i, e in enumerate(events) if e["kind"] == "run_started"), default=0)
+            if any(e.get("stage") == stage and e["kind"] in ("step", "progress") for e in events[begun:]):
+                os.kill(process.pid, signal.SIGKILL)
+                reached.append(stage)
+                break
+            time.sleep(0.01)
+        process.communicate(timeout=60)
+    process = start(tmp_path, recipe)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output.decode()
+    assert len(reached) >= 5, reached  # a stage can be over before the kill arrives
+    mine, theirs = outcome(tmp_path), outcome(whole)
+    assert mine.keys() == theirs.keys()
+    for name in theirs:
+        assert mine[name] == theirs[name], name
