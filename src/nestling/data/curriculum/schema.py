@@ -20,6 +20,8 @@ from nestling.data.curriculum.arithmetic import arithmetic_rows
 from nestling.errors import DataError
 
 CONTENT = Path(__file__).parent / "content"
+TEXTS = frozenset({"prose", "replay"})
+"""Files of the content folder that are no behaviours: prose for perplexity, prompts for replay."""
 Split = Literal["train", "gate", "test"]
 SPLITS: tuple[Split, ...] = ("train", "gate", "test")
 Text = Annotated[StrictStr, Field(min_length=1)]
@@ -126,6 +128,8 @@ def load(folder: Path = CONTENT) -> Curriculum:
         tables[path.stem] = _load_table(path)
     behaviours = {}
     for path in sorted(folder.glob("*.yaml")):
+        if path.stem in TEXTS:
+            continue
         behaviours[path.stem] = behaviour = _parse(Behaviour, _read_yaml(path), path)
         if behaviour.behaviour != path.stem:
             raise DataError(f"behaviour {behaviour.behaviour!r} is not the file's name.", where=path.name)
