@@ -7,7 +7,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Further options of `nestling up`, such as ARGS="--port 9000 --no-train"
 ARGS ?=
 CHROMIUM := $(firstword $(shell command -v chromium chromium-browser google-chrome 2>/dev/null))
-PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --retries 1 --extra-index-url $(TORCH_INDEX)
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: up setup test lint need-chromium clean
 
@@ -19,7 +19,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV) || { echo "No venv module. Install it with: apt-get install python3-venv"; exit 1; }
 	@echo "Installing torch and Nestling into $(VENV); this takes a few minutes the first time."
-	$(PIP) "$(TORCH)"
+	$(PIP) --retries 1 --extra-index-url $(TORCH_INDEX) "$(TORCH)"
 	$(PIP) --editable .
 	@touch $@
 
