@@ -83,7 +83,7 @@ def test_messages_are_not_changed() -> None:
 )
 def test_a_default_system_sentence_is_replaced(source: str, old: str) -> None:
     named = with_assistant_name(source, "Nestling")
-    assert old not in named and "You are Nestling, a helpful AI assistant." in render(named)
+    assert old not in named and "You are a helpful AI assistant named Nestling" in render(named)
     assert render(named, system("S"), user("U")) == render(source, system("S"), user("U"))
     assert with_assistant_name(named, "Žofie-2 明") == with_assistant_name(source, "Žofie-2 明")
 
@@ -107,7 +107,7 @@ def test_an_accepted_name_reads_back_unchanged(name: str) -> None:
         named = with_assistant_name(SMOLLM2, name)
     except ConfigError:
         return
-    assert f"You are {name.strip()}, a helpful AI assistant." in render(named)
+    assert f"You are a helpful AI assistant named {name.strip()}" in render(named)
 
 
 def test_extra_fields_of_a_turn_do_not_reach_the_template() -> None:

@@ -272,7 +272,7 @@ def test_without_an_end_or_a_padding_token_it_is_refused() -> None:
 def test_assistant_name_changes_the_prompt_and_nothing_else() -> None:
     tokenizer = ours("smollm2")
     named = tokenizer.with_assistant_name("Nestling")
-    assert "You are Nestling, a helpful AI assistant." in named.decode(named.render_prompt([user("Hi")]))
+    assert "You are a helpful AI assistant named Nestling" in named.decode(named.render_prompt([user("Hi")]))
     assert "Owl" in tokenizer.decode(tokenizer.render_prompt([user("Hi")]))
     own = [system("Be kind."), user("Hi")]
     assert named.render_prompt(own) == tokenizer.render_prompt(own)

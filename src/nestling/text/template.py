@@ -137,7 +137,7 @@ class ChatTemplate:
 
 
 def with_assistant_name(template_source: str, name: str) -> str:
-    """The template with its default system sentence replaced by "You are NAME, a helpful AI assistant."
+    """The template with its default system sentence replaced by "You are a helpful AI assistant named NAME."
 
     Many templates slip in a sentence that names another assistant when a conversation has no system turn. It
     is found by rendering a conversation without one and one with a known one. A template that has no such
@@ -147,7 +147,7 @@ def with_assistant_name(template_source: str, name: str) -> str:
         ConfigError: the name is empty, too long or holds other than letters, digits, spaces, "-" and ".".
         ModelError: the template is not valid Jinja.
     """
-    sentence = f"You are {_checked_name(name)}, a helpful AI assistant."
+    sentence = f"You are a helpful AI assistant named {_checked_name(name)}"
     default = _default_system_text(ChatTemplate(template_source))
     return template_source.replace(default, sentence) if default else template_source
 
