@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from nestling.errors import ModelError
-from nestling.model.attention import causal_attention
+from nestling.model.elementwise import rms_norm, rotate
 from nestling.model.config import ModelConfig
 from nestling.model.decoder import Decoder, initialise
 from nestling.model.heads import ScalarHead
@@ -160,20 +160,50 @@ def test_sharded_weights_load_and_an_index_cannot_leave_the_folder(tmp_path: Pat
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_our_attention_has_the_results_and_gradients_of_the_fused_one(dtype: torch.dtype) -> None:
-    shapes = [(3, 7, 6, 4), (3, 7, 2, 4), (3, 7, 2, 4)]
-    mine = [torch.randn(s, dtype=dtype, requires_grad=True) for s in shapes]
+@pytest.mark.parametrize("groups", [[(0, [7])], [(0, [7]), (0, [2]), (0, [6])], [(3, [4, 2, 9]), (5, [1])]])
+def test_our_attention_has_the_results_and_gradients_of_the_fused_one(
+    dtype: torch.dtype, groups: list[tuple[int, list[int]]]
+) -> None:
+    layout = PackedLayout.shared_prefix(groups)
+    total = len(layout.positions)
+    mine = [torch.randn(total, heads, 4, dtype=dtype, requires_grad=True) for heads in (6, 2, 2)]
     theirs = [t.detach().clone().requires_grad_() for t in mine]
-    out = causal_attention(*mine)
-    fused = torch.nn.functional.scaled_dot_product_attention(
-        *(t.transpose(1, 2) for t in theirs), is_causal=True, enable_gqa=True
-    ).transpose(1, 2)
+    out = layout.attend(0, *mine)
+    fused = torch.zeros_like(out)
+    start = 0
+    for prefix, completions in groups:
+        end = start + prefix
+        for length in completions:
+            rows = [*range(start, start + prefix), *range(end, end + length)]
+            alone = torch.nn.functional.scaled_dot_product_attention(
+                *(t[rows].transpose(0, 1)[None] for t in theirs), is_causal=True, enable_gqa=True
+            )
+            fused = fused.index_copy(0, torch.tensor(rows), alone[0].transpose(0, 1))
+            end += length
+        start = end
     weight = torch.randn_like(out)
     (out * weight).sum().backward()
     (fused * weight).sum().backward()
     assert torch.allclose(out, fused, atol=1e-5)
     for a, b in zip(mine, theirs, strict=True):
         assert torch.allclose(a.grad, b.grad, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_our_norm_and_rotation_have_the_gradients_of_autograd(dtype: torch.dtype) -> None:
+    x = torch.randn(5, 3, 8, dtype=dtype, requires_grad=True)
+    weight = torch.randn(8, dtype=dtype, requires_grad=True)
+    angles = torch.randn(5, 1, 4, dtype=torch.float64).repeat(1, 1, 2)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    slope = torch.randn_like(x)
+    (rotate(rms_norm(x, weight, 1e-5), cos, sin) * slope).sum().backward()
+    a, w = (t.detach().double().requires_grad_() for t in (x, weight))
+    unit = torch.nn.functional.rms_norm(a, (8,), w, 1e-5)
+    turned = unit * cos.double() + torch.cat([-unit[..., 4:], unit[..., :4]], -1) * sin.double()
+    (turned * slope.double()).sum().backward()
+    tolerance = 1e-6 if dtype == torch.float64 else 0.06
+    assert torch.allclose(x.grad.double(), a.grad, atol=tolerance, rtol=tolerance)
+    assert torch.allclose(weight.grad.double(), w.grad, atol=tolerance, rtol=tolerance)
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=6))

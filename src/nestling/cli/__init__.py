@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from importlib import import_module
 
 import click
 
 from nestling import __version__
+from nestling.compute.process import keep_memory, sleep_while_waiting
 from nestling.errors import NestlingError
 
-# OpenMP's threads spin while they wait for each other. With one busy neighbour on two cores, that made every small
-# operation take two scheduler ticks: 7,760 us instead of 168 us for a [16, 576] x [576, 1536] product. Sleeping threads
-# cost a few microseconds on an idle machine. It must be set before torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+sleep_while_waiting()
 
 COMMANDS = {
     "up": ("run:up", "Get a base model, serve it, and raise it meanwhile."),
@@ -33,6 +30,10 @@ COMMANDS = {
     "data": ("data:data", "Look at the starter data, check a file, show what is trained."),
     "doctor": ("versions:doctor", "Say what this machine can do and what is missing."),
 }
+
+
+COMPUTING = {"run", "sft", "rank", "reward-model", "ppo", "evaluate", "compare"}
+"""Commands that compute for minutes on end."""
 
 
 class LazyGroup(click.Group):
@@ -61,8 +62,10 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake is one readable line and a non-zero exit."""
+    if COMPUTING & set(sys.argv[1:2]):
+        keep_memory()
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="nestling", standalone_mode=False)
     except NestlingError as error:
         click.secho(f"Error: {error}", fg="red", err=True)
         sys.exit(1)

@@ -52,7 +52,7 @@ def serve(max_batch: int, context: int, database: str | None, dtype: str, thread
 
     def load_engine(version: Version) -> Engine:
         model = load_model(version.folder, hardware.torch_dtype, hardware.device)
-        return Engine(model, max_batch=max_batch, context_length=context)
+        return Engine(model, max_batch=max_batch, context_length=context, frozen=True)
 
     app = create_app(workspace, load_engine, settings, ProgressReader(workspace), database)
     serve_app(app, settings, lambda url: click.echo(f"Listening on {url}"))
@@ -78,7 +78,7 @@ def chat(name: str | None, system: str | None, temperature: float, top_p: float,
     """Chat in the terminal. /new begins again, /quit ends."""
     hardware, console = choose_hardware(dtype, threads), Console()
     version = find_version(Workspace(root), name)
-    engine = Engine(load_model(version.folder, hardware.torch_dtype, hardware.device))
+    engine = Engine(load_model(version.folder, hardware.torch_dtype, hardware.device), frozen=True)
     console.print(f"{version.card.assistant} ({version.name}). /new begins again, /quit ends.", style="dim")
     start: list[Message] = [{"role": "system", "content": system}] if system else []
     messages = list(start)

@@ -17,7 +17,7 @@ from nestling.generation.protocol import Generator, Request, Sampling
 from nestling.workspace import atomic
 
 GREEDY = Sampling(temperature=0.0, max_tokens=96)
-CHUNK = 64
+CHUNK = 256
 Progress = Callable[[int, int], None]
 
 _MODEL_FILES = (
@@ -40,7 +40,7 @@ def ask(
 ) -> list[Answer]:
     """Answer every item, in order.
 
-    A chunk holds up to 64 prompts of one behaviour and is generated as one call, so that an evaluation which
+    A chunk holds up to 256 prompts of one behaviour and is generated as one call, so that an evaluation which
     was killed and resumed answers in the same batches, and to the same words, as one that was not. Its
     answers are kept under the SHA-256 of identity, sampling and prompts: they come back even when checks or
     other behaviours change.

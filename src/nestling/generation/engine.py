@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,8 +13,10 @@ from nestling.errors import RequestError
 from nestling.generation import sampler
 from nestling.generation.protocol import Chunk, Completion, FinishReason, Request, Sampling
 from nestling.generation.stops import StopScanner
+from nestling.model.decoder import Attend
 from nestling.model.hf_folder import LoadedModel
 from nestling.model.kv_cache import KVCache
+from nestling.model.packed import can_pack, pack
 from nestling.text.detokenizer import StreamDecoder
 
 
@@ -52,6 +54,7 @@ class Engine:
         max_batch: sequences that run at the same time.
         context_length: longest prompt plus answer in tokens; the model's own when None.
         prefill_tokens: prompt tokens computed in one go, at least one whole prompt.
+        frozen: the weights never change, so that only their packed form is kept.
     """
 
     def __init__(
@@ -61,8 +64,13 @@ class Engine:
         max_batch: int = 32,
         context_length: int | None = None,
         prefill_tokens: int = 2048,
+        frozen: bool = False,
     ) -> None:
+        self._packs = can_pack(model.decoder)
+        if self._packs and frozen:
+            model, self._packs = replace(model, decoder=pack(model.decoder)), False
         self.model, self.tokenizer = model, model.tokenizer
+        self._network, self._network_of = model.decoder, 0
         self.max_batch, self.prefill_tokens = max_batch, prefill_tokens
         self.context_length = min(context_length or model.context_length, model.context_length)
         self._cache = KVCache(model.config, model.decoder.dtype, model.decoder.device)
@@ -122,6 +130,8 @@ class Engine:
         """Advance: let waiting requests in if it pays, else compute one token for everyone running."""
         joining = self._admit()
         if joining:
+            if not self._running:
+                self._follow_weights()
             lengths = [len(sequence.prompt) for sequence in joining]
             ids = [token for sequence in joining for token in sequence.prompt]
             hidden = self._forward(ids, self._cache.prefill(lengths))
@@ -183,14 +193,22 @@ class Engine:
             joining.append(self._waiting.popleft())
         return joining
 
-    def _forward(self, ids: list[int], attend: object) -> Tensor:
-        decoder = self.model.decoder
-        return decoder(torch.tensor(ids, device=decoder.device), attend)
+    def _follow_weights(self) -> None:
+        """Pack the matrices again if a training step has changed them."""
+        if not self._packs:
+            return
+        state = hash(tuple((id(p), p._version) for p in self.model.decoder.parameters()))
+        if state != self._network_of:
+            self._network, self._network_of = pack(self.model.decoder), state
+
+    def _forward(self, ids: list[int], attend: Attend) -> Tensor:
+        hidden: Tensor = self._network(torch.tensor(ids, device=self._network.device), attend)
+        return hidden
 
     def _advance(self, rows: range, hidden: Tensor) -> list[StepEvent]:
         """Sample a token for each of these rows from its hidden state and see who has ended."""
         sequences = [self._running[row] for row in rows]
-        logits = self.model.decoder.logits(hidden)
+        logits = self._network.logits(hidden)
         for row, s in enumerate(sequences):
             if s.sampling.repetition_penalty != 1:
                 sampler.penalise_repetition(logits[row], s.prompt + s.ids, s.sampling.repetition_penalty)

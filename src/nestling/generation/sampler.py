@@ -64,16 +64,18 @@ def next_tokens(
     Returns (tokens [B], logprobs [B]): log-probabilities under the temperature-scaled, untruncated distribution.
     """
     temperatures = torch.tensor([s.temperature or 1.0 for s in settings], device=logits.device)
-    logprobs = logits.div_(temperatures[:, None]).log_softmax(-1)
-    tokens = logprobs.argmax(-1)
+    normalisers = logits.div_(temperatures[:, None]).logsumexp(-1, keepdim=True)
+    greedy = [row for row, s in enumerate(settings) if s.temperature == 0]
     drawn = [row for row, s in enumerate(settings) if s.temperature > 0]
+    tokens = torch.empty(len(settings), dtype=torch.long, device=logits.device)
+    if greedy:
+        tokens[greedy] = logits[greedy].argmax(-1)
     if drawn:
-        rows = torch.tensor(drawn, device=logits.device)
-        probs = (logprobs if len(drawn) == len(settings) else logprobs[rows]).exp()
+        probs = (logits[drawn] - normalisers[drawn]).exp_()
         for index, row in enumerate(drawn):
             truncate(probs[index], settings[row])
-        tokens[rows] = draw(probs, torch.tensor([randoms[row] for row in drawn], device=logits.device))
-    return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+        tokens[drawn] = draw(probs, torch.tensor([randoms[row] for row in drawn], device=logits.device))
+    return tokens, (logits.gather(-1, tokens[:, None]) - normalisers)[:, 0]
 
 
 def draw(probs: Tensor, randoms: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nestling.model.config import ModelConfig
+from nestling.model.elementwise import rms_norm, rotate
 
 
 class Attend(Protocol):
@@ -27,7 +28,7 @@ class Attend(Protocol):
 
 
 class RMSNorm(nn.Module):
-    """Root mean square normalisation (Zhang and Sennrich 2019); the statistics are computed in fp32."""
+    """Root mean square normalisation with a learned scale."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -35,7 +36,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Rotary(nn.Module):
@@ -68,12 +69,6 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     blend = ((original / wavelengths - low) / (high - low)).clamp(0, 1)
     return (1 - blend) * speeds / scaling["factor"] + blend * speeds
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x [T, H, D] by its position's angles."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 class Attention(nn.Module):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nestling.model.attention import causal_attention
+from nestling.model.attention import Bucket, Sequences, row_attention
 
 _BUCKET = 0.7  # sequences attend together when the shortest has at least this share of the longest's tokens
 
@@ -24,15 +24,11 @@ _BUCKET = 0.7  # sequences attend together when the shortest has at least this s
 class PackedLayout:
     """Where each sequence lies in the flat row.
 
-    positions: [T] rotary position of each token.
-    gathers: for each bucket of sequences of similar length, [B, L] row indices of their tokens; padding reads row 0.
-        Empty when the row is one sequence.
-    scatter: [T] index into the buckets' results, flattened and end to end, of each token's own; None as above.
+    positions: [T] rotary position of each token; sequences: who attends to whom.
     """
 
     positions: Tensor
-    gathers: tuple[Tensor, ...]
-    scatter: Tensor | None
+    sequences: Sequences
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[int]) -> PackedLayout:
@@ -54,37 +50,34 @@ class PackedLayout:
                 own = list(range(len(positions), len(positions) + length))
                 positions.extend(range(prefix_length, prefix_length + length))
                 sequences.append((prefix + own, 0 if number == 0 else prefix_length))
-        if len(sequences) == 1:
-            return cls(torch.tensor(positions), (), None)
-        scatter = torch.empty(len(positions), dtype=torch.long)
-        gathers: list[Tensor] = []
+        owner = torch.empty(len(positions), dtype=torch.long)
+        buckets: list[Bucket] = []
         start = 0
         for bucket in _buckets(sequences):
             longest = len(bucket[0][0])
             gather = torch.zeros(len(bucket), longest, dtype=torch.long)
+            unread = torch.ones(len(bucket), longest, dtype=torch.bool)
             for b, (rows, first_owned) in enumerate(bucket):
                 index = torch.tensor(rows)
                 gather[b, : len(rows)] = index
-                scatter[index[first_owned:]] = start + b * longest + torch.arange(first_owned, len(rows))
-            gathers.append(gather)
+                owner[index[first_owned:]] = start + b * longest + torch.arange(first_owned, len(rows))
+                unread[b, first_owned : len(rows)] = False
+            buckets.append(Bucket(gather, unread.flatten().nonzero()[:, 0]))
             start += gather.numel()
-        return cls(torch.tensor(positions), tuple(gathers), scatter)
+        shared = any(prefix and len(completions) > 1 for prefix, completions in groups)
+        return cls(torch.tensor(positions), Sequences(tuple(buckets), owner, shared))
 
     def to(self, device: torch.device) -> PackedLayout:
         if self.positions.device == device:
             return self
-        scatter = None if self.scatter is None else self.scatter.to(device)
-        return PackedLayout(self.positions.to(device), tuple(g.to(device) for g in self.gathers), scatter)
+        return PackedLayout(self.positions.to(device), self.sequences.to(device))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention within each sequence.
 
         q: [T, heads, head_dim]; k, v: [T, kv_heads, head_dim]. Returns [T, heads, head_dim].
         """
-        if self.scatter is None:
-            return causal_attention(q[None], k[None], v[None])[0]
-        parts = [causal_attention(q[gather], k[gather], v[gather]).flatten(0, 1) for gather in self.gathers]
-        return torch.cat(parts)[self.scatter]
+        return row_attention(q, k, v, self.sequences)
 
 
 def _buckets(sequences: list[tuple[list[int], int]]) -> list[list[tuple[list[int], int]]]:

@@ -23,44 +23,36 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         entropy = torch.empty_like(logprobs)
         normaliser = torch.empty_like(logprobs)
-        kept: list[Tensor] = []
+        raw = torch.empty(len(targets), len(weight), dtype=hidden.dtype, device=hidden.device)
         for start in range(0, len(targets), _CHUNK):
             part = slice(start, start + _CHUNK)
-            raw = hidden[part] @ weight.T
-            logits = raw.to(torch.float32, copy=True).div_(temperature)
+            torch.mm(hidden[part], weight.T, out=raw[part])
+            logits = raw[part].to(torch.float32, copy=True).div_(temperature)
             log_z = logits.logsumexp(-1)
             normaliser[part] = log_z
             logprobs[part] = logits.gather(-1, targets[part, None])[:, 0] - log_z
             # H = log Z - E[logit]
             entropy[part] = log_z - (torch.exp(logits - log_z[:, None]) * logits).sum(-1)
-            kept.append(raw)
-        ctx.save_for_backward(hidden, weight, targets, normaliser, *kept)
-        ctx.temperature = temperature
+        ctx.save_for_backward(hidden, weight, targets, normaliser)
+        ctx.raw, ctx.temperature = raw, temperature
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor | None, None, None]:
-        hidden, weight, targets, normaliser, *kept = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for number, raw in enumerate(kept):
-            part = slice(number * _CHUNK, number * _CHUNK + _CHUNK)
+        hidden, weight, targets, normaliser = ctx.saved_tensors
+        if ctx.raw is None:
+            raise RuntimeError("token_logprobs keeps its logits for one backward pass only.")
+        slope, ctx.raw = ctx.raw, None  # overwritten chunk by chunk with the gradient
+        for start in range(0, len(targets), _CHUNK):
+            part = slice(start, start + _CHUNK)
             # d logprob / d logits = (onehot - softmax) / temperature
-            slope = (
-                raw.to(torch.float32, copy=True)
-                .div_(ctx.temperature)
-                .sub_(normaliser[part, None])
-                .exp_()
-                .neg_()
-            )
-            slope[torch.arange(len(slope), device=slope.device), targets[part]] += 1
-            slope *= (grads[0][part] / ctx.temperature)[:, None]
-            slope = slope.to(hidden.dtype)
-            grad_hidden[part] = slope @ weight
-            if grad_weight is not None:
-                grad_weight += slope.T @ hidden[part]
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None
+            piece = slope[part].to(torch.float32, copy=True).div_(ctx.temperature)
+            piece.sub_(normaliser[part, None]).exp_().neg_()
+            piece[torch.arange(len(piece), device=piece.device), targets[part]] += 1
+            slope[part] = piece.mul_((grads[0][part] / ctx.temperature)[:, None])
+        grad_weight = slope.T @ hidden if ctx.needs_input_grad[1] else None
+        return slope @ weight, grad_weight, None, None
 
 
 def token_logprobs(

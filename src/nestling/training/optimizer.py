@@ -68,7 +68,7 @@ class MasterAdamW:
     def clip_gradients(self, max_norm: float) -> float:
         """Scale all gradients so that their joint 2-norm is at most ``max_norm``; returns the norm before."""
         gradients = [m.grad for m in self.masters.values() if m.grad is not None]
-        norm = math.sqrt(sum(float(g.pow(2).sum(dtype=torch.float64)) for g in gradients))
+        norm = math.sqrt(sum(float(torch.linalg.vector_norm(g)) ** 2 for g in gradients))
         if norm > max_norm:
             for gradient in gradients:
                 gradient.mul_(max_norm / norm)

@@ -37,7 +37,7 @@ class RewardModelConfig(OptimizerConfig):
     row_tokens: int = Field(
         2048, ge=16, description="Tokens of a micro-batch: whole rankings packed end to end."
     )
-    batch_tokens: int = Field(4096, ge=16, description="Tokens of an optimizer step, as several rows.")
+    batch_tokens: int = Field(2048, ge=16, description="Tokens of an optimizer step, as several rows.")
     validate_every: int = Field(10, ge=1, description="Steps between validations; the lowest loss is kept.")
     seed: int = Field(0, ge=0, description="Order of the data.")
 

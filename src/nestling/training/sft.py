@@ -34,9 +34,9 @@ class SFTConfig(OptimizerConfig):
     max_tokens: int = Field(250_000, ge=1, description="Tokens seen at most, every epoch counted.")
     epochs: int = Field(2, ge=1, description="Passes over the data at most.")
     row_tokens: int = Field(
-        1024, ge=16, description="Tokens of a micro-batch: conversations packed end to end."
+        2048, ge=16, description="Tokens of a micro-batch: conversations packed end to end."
     )
-    batch_tokens: int = Field(4096, ge=16, description="Tokens of an optimizer step, as several rows.")
+    batch_tokens: int = Field(2048, ge=16, description="Tokens of an optimizer step, as several rows.")
     validate_every: int = Field(10, ge=1, description="Steps between validations; the lowest loss is kept.")
     seed: int = Field(0, ge=0, description="Order of the data.")
 

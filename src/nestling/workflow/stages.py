@@ -130,7 +130,7 @@ def sft(bench: Bench, parent: Version, recipe: Recipe) -> Version:
     return bench.publish("sft", lambda folder: save_model(folder, model), card)
 
 
-CHUNK_BATCH = 32
+CHUNK_BATCH = 64
 """Sequences generated at the same time by the stages: what the cache of a laptop's memory holds with ease."""
 
 
