@@ -103,22 +103,22 @@ class TestDecision:
         assert not verdict.accepted and "60 prompts are too few to show less than" in verdict.sentences[0]
 
 
-class TestHolm:
-    def test_the_surest_behaviour_is_asked_the_most(self) -> None:
-        verdict = decide(make_results("new", BETTER), make_results("old", OLD))
-        confidences = [line.confidence for line in verdict.lines if line.role == "guarded"]
-        m = len(confidences)
-        assert confidences == pytest.approx([1 - 0.05 / (m - rank) for rank in range(m)])
+class TestManyBehaviours:
+    def test_each_is_asked_at_the_rules_confidence(self) -> None:
+        verdict = decide(make_results("new", BETTER), make_results("old", OLD), GateRule(confidence=0.9))
+        confidences = {line.confidence for line in verdict.lines if line.role == "guarded"}
+        assert confidences == {0.9}
 
-    def test_more_guarded_behaviours_ask_more_evidence_of_each(self) -> None:
-        """Losses of 3 in 150 are shown to be below 5 points for one behaviour, but not for each of twelve."""
+    @pytest.mark.parametrize("lost_in_one", [3, 12])
+    def test_one_that_lost_decides_however_many_did_not(self, lost_in_one: int) -> None:
+        """Of 150 answers, 3 lost are shown to be below 5 points; 12 are not, among eleven behaviours that kept all."""
         rule = GateRule(margins={}, pooled={})
-        for count, accepted in ((1, True), (12, False)):
-            names = [f"behaviour_{i}" for i in range(count)]
-            old = make_results("old", {"verse": share(60)} | dict.fromkeys(names, [True] * 150))
-            lost = [k % 50 > 0 for k in range(150)]
-            new = make_results("new", {"verse": share(110)} | dict.fromkeys(names, lost))
-            assert decide(new, old, rule).accepted is accepted
+        names = [f"behaviour_{i}" for i in range(12)]
+        kept = dict.fromkeys(names, [True] * 150)
+        old = make_results("old", {"verse": share(60)} | kept)
+        worse = {"behaviour_7": [k % (150 // lost_in_one) > 0 for k in range(150)]}
+        new = make_results("new", {"verse": share(110)} | kept | worse)
+        assert decide(new, old, rule).accepted is (lost_in_one == 3)
 
 
 class TestDetectors:
@@ -153,7 +153,7 @@ class TestDetectors:
 class TestRule:
     def test_is_printed(self) -> None:
         text = GateRule().describe()
-        for part in ("held-out checks", "95%", "5 points", "2 points", "Holm"):
+        for part in ("held-out checks", "95%", "5 points", "2 points", "as all must pass"):
             assert part in text
         verdict = decide(make_results("new", BETTER), make_results("old", OLD))
         assert verdict.rule == text

@@ -16,16 +16,18 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from nestling.errors import ModelError
-from nestling.model.elementwise import rms_norm, rotate
 from nestling.model.config import ModelConfig
 from nestling.model.decoder import Decoder, initialise
+from nestling.model.elementwise import rms_norm, rotate
 from nestling.model.heads import ScalarHead
 from nestling.model.hf_folder import copy_decoder, load_model, save_model
 from nestling.model.kv_cache import KVCache
 from nestling.model.layout import PackedLayout
 from nestling.model.lora import adapters_off, add_lora, merge_lora
+from nestling.model.rows import common_prefix, pack_row
 from nestling.model.scorer import Scorer, load_scorer, save_scorer
 from nestling.model.vocabulary import token_logprobs
+from nestling.text.samples import TokenSample
 from tiny import tiny_config, tiny_model
 
 LLAMA3_ROPE = {
@@ -214,6 +216,45 @@ def test_packed_sequences_do_not_see_each_other(lengths: list[int]) -> None:
     packed = logits(decoder, ids, *lengths).split(lengths)
     for own, part in zip(ids.split(lengths), packed, strict=True):
         assert torch.allclose(logits(decoder, own), part, atol=1e-5)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=5), st.integers(0, 8)
+)
+def test_common_prefix(sequences: list[list[int]], limit: int) -> None:
+    found = common_prefix(sequences, [limit])
+    assert all(s[:found] == sequences[0][:found] for s in sequences)
+    most = min(limit, *(len(s) - 1 for s in sequences)) if len(sequences) > 1 else 0
+    assert found == most or len({s[found] for s in sequences}) > 1
+
+
+@pytest.mark.parametrize("prefix", [1, 6])
+def test_what_samples_share_is_computed_once_and_changes_nothing(prefix: int) -> None:
+    decoder = tiny_model().decoder
+    rest = [torch.arange(40 + 9 * n, 40 + 9 * n + length).tolist() for n, length in enumerate((5, 2, 7, 4))]
+    samples = [
+        TokenSample(
+            [*range(20, 20 + prefix), *own], [False] * prefix + [n > 0 or k % 2 > 0 for k in range(len(own))]
+        )
+        for n, own in enumerate(rest)
+    ]
+    results = []
+    for parts in ([samples], [[s] for s in samples]):
+        decoder.zero_grad()
+        rows = [pack_row(part, torch.device("cpu")) for part in parts]
+        logprobs = torch.cat(
+            [
+                token_logprobs(decoder(r.ids, r.layout)[r.predictors], decoder.lm_head.weight, r.targets)[0]
+                for r in rows
+            ]
+        )
+        (logprobs * torch.linspace(-1, 2, len(logprobs))).sum().backward()
+        gradients = torch.cat([p.grad.flatten() for p in decoder.parameters() if p.grad is not None])
+        results.append((logprobs, gradients, sum(len(r.ids) for r in rows)))
+    (packed, packed_gradients, fewer), (alone, gradients, tokens) = results
+    assert fewer == tokens - 3 * prefix
+    assert torch.allclose(packed, alone, atol=1e-5)
+    assert torch.allclose(packed_gradients, gradients, atol=1e-4)
 
 
 def test_candidates_that_share_a_prompt_score_as_if_alone_gradients_too() -> None:

@@ -23,8 +23,8 @@ _MALLOC = {
 def sleep_while_waiting() -> None:
     """Let OpenMP's threads sleep while they wait for each other; before torch is loaded.
 
-    Spinning threads starve when a neighbour is busy: on two cores every small operation took two scheduler ticks, 7,760 us
-    instead of 168 us for a [16, 576] x [576, 1536] product. Sleeping costs a few microseconds on an idle machine.
+    Spinning threads starve when a neighbour is busy: on two cores every small operation took two scheduler ticks,
+    7,760 us instead of 168 us for a [16, 576] x [576, 1536] product. Sleeping costs a few microseconds.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

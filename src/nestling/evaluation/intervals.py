@@ -46,14 +46,6 @@ class Resampled:
         one_sided = (1 + confidence) / 2
         return self.lower(one_sided), self.upper(one_sided)
 
-    def p_at_most(self, value: float) -> float:
-        """One-sided p-value of "the figure is at most ``value``"; never 0."""
-        return float((1 + np.count_nonzero(self.low <= value)) / (1 + len(self.low)))
-
-    def p_at_least(self, value: float) -> float:
-        """One-sided p-value of "the figure is at least ``value``"; never 0."""
-        return float((1 + np.count_nonzero(self.high >= value)) / (1 + len(self.high)))
-
 
 def resample_rate(
     passed: ArrayLike, clusters: Sequence[str], strata: Sequence[str] | None = None, seed: int = 0

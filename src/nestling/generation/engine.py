@@ -17,6 +17,7 @@ from nestling.model.decoder import Attend
 from nestling.model.hf_folder import LoadedModel
 from nestling.model.kv_cache import KVCache
 from nestling.model.packed import can_pack, pack
+from nestling.model.rows import common_prefix
 from nestling.text.detokenizer import StreamDecoder
 
 
@@ -132,10 +133,12 @@ class Engine:
         if joining:
             if not self._running:
                 self._follow_weights()
+            common = common_prefix([sequence.prompt for sequence in joining])
             lengths = [len(sequence.prompt) for sequence in joining]
-            ids = [token for sequence in joining for token in sequence.prompt]
-            hidden = self._forward(ids, self._cache.prefill(lengths))
-            last = torch.tensor(lengths, device=hidden.device).cumsum(0) - 1
+            ids = joining[0].prompt[:common]
+            ids += [token for sequence in joining for token in sequence.prompt[common:]]
+            hidden = self._forward(ids, self._cache.prefill(lengths, common))
+            last = torch.tensor(lengths, device=hidden.device).sub_(common).cumsum(0) + common - 1
             rows = range(len(self._running), len(self._running) + len(joining))
             self._running.extend(joining)
             return self._advance(rows, hidden[last])

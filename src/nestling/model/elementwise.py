@@ -2,7 +2,7 @@
 
 Both are bound by memory, not arithmetic: what counts is how often the activations are read and what is kept for the
 backward pass. Autograd's version of RMSNorm walks them 25 times in bf16; this one 9 times (measured on a CPU at
-[2040, 576]: 7.9 ms forward and backward before, 3.3 ms now). The forward formulas are the same with and without gradients.
+[2040, 576]: 7.9 ms forward and backward, and 3.3 ms). The forward formulas are the same with and without gradients.
 """
 
 from __future__ import annotations

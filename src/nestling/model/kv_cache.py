@@ -67,11 +67,14 @@ class KVCache:
             self.keys, self.values = self.keys[:, :0, :, :0].clone(), self.values[:, :0, :, :0].clone()
         return last
 
-    def prefill(self, lengths: Sequence[int]) -> Prefill:
-        """Add sequences; the returned object attends like a packed row and stores keys and values on the way."""
+    def prefill(self, lengths: Sequence[int], common: int = 0) -> Prefill:
+        """Add sequences; the returned object attends like a packed row and stores keys and values on the way.
+
+        The first ``common`` tokens of all of them are the same and lie once, in front of the row.
+        """
         first = self.add(lengths)
-        layout = PackedLayout.from_lengths(lengths).to(self.keys.device)
-        return Prefill(self, layout, first, list(lengths))
+        layout = PackedLayout.from_lengths(lengths, common).to(self.keys.device)
+        return Prefill(self, layout, first, list(lengths), common)
 
     def decode(self) -> DecodeStep:
         """One more token for every row; the returned object appends it and attends over each row's past."""
@@ -91,17 +94,22 @@ class Prefill:
     layout: PackedLayout
     first_row: int
     lengths: list[int]
+    common: int
 
     @property
     def positions(self) -> Tensor:
         return self.layout.positions
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        start = 0
+        start = self.common
+        for cache, new in ((self.cache.keys, k), (self.cache.values, v)):
+            last_row = self.first_row + len(self.lengths)
+            cache[layer, self.first_row : last_row, :, : self.common] = new[: self.common].transpose(0, 1)
         for row, length in enumerate(self.lengths, self.first_row):
-            self.cache.keys[layer, row, :, :length] = k[start : start + length].transpose(0, 1)
-            self.cache.values[layer, row, :, :length] = v[start : start + length].transpose(0, 1)
-            start += length
+            own, end = slice(self.common, length), start + length - self.common
+            self.cache.keys[layer, row, :, own] = k[start:end].transpose(0, 1)
+            self.cache.values[layer, row, :, own] = v[start:end].transpose(0, 1)
+            start = end
         return self.layout.attend(layer, q, k, v)
 
 

@@ -31,25 +31,30 @@ class PackedLayout:
     sequences: Sequences
 
     @classmethod
-    def from_lengths(cls, lengths: Sequence[int]) -> PackedLayout:
-        """Sequences one after another; ``sum(lengths)`` = T."""
-        return cls.shared_prefix([(0, [length]) for length in lengths])
+    def from_lengths(cls, lengths: Sequence[int], common: int = 0) -> PackedLayout:
+        """Sequences one after another. The first ``common`` tokens of all of them are the same and lie once, in front.
+
+        T = common + the sum of (length - common).
+        """
+        return cls.shared_prefix([(0, [length - common]) for length in lengths], common)
 
     @classmethod
-    def shared_prefix(cls, groups: Sequence[tuple[int, Sequence[int]]]) -> PackedLayout:
+    def shared_prefix(cls, groups: Sequence[tuple[int, Sequence[int]]], common: int = 0) -> PackedLayout:
         """Groups of (prefix length, [completion lengths]): the prefix lies once, then each completion.
 
-        Completion i of a group attends to the prefix and to itself, as if the two stood alone.
+        Completion i of a group attends to the ``common`` tokens in front, the prefix and itself, as if alone.
         """
-        positions: list[int] = []
+        positions = list(range(common))
         sequences: list[tuple[list[int], int]] = []  # (row indices, first position it owns)
         for prefix_length, completions in groups:
-            prefix = list(range(len(positions), len(positions) + prefix_length))
-            positions.extend(range(prefix_length))
+            start = common + prefix_length
+            prefix = [*range(common), *range(len(positions), len(positions) + prefix_length)]
+            positions.extend(range(common, start))
             for number, length in enumerate(completions):
                 own = list(range(len(positions), len(positions) + length))
-                positions.extend(range(prefix_length, prefix_length + length))
-                sequences.append((prefix + own, 0 if number == 0 else prefix_length))
+                positions.extend(range(start, start + length))
+                owned = start if number else common if sequences else 0
+                sequences.append((prefix + own, owned))
         owner = torch.empty(len(positions), dtype=torch.long)
         buckets: list[Bucket] = []
         start = 0
@@ -64,7 +69,7 @@ class PackedLayout:
                 unread[b, first_owned : len(rows)] = False
             buckets.append(Bucket(gather, unread.flatten().nonzero()[:, 0]))
             start += gather.numel()
-        shared = any(prefix and len(completions) > 1 for prefix, completions in groups)
+        shared = sum(len(rows) for rows, _ in sequences) > len(positions)
         return cls(torch.tensor(positions), Sequences(tuple(buckets), owner, shared))
 
     def to(self, device: torch.device) -> PackedLayout:

@@ -38,7 +38,11 @@ def can_pack(decoder: Decoder) -> bool:
     try:
         probe = nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
         PackedLinear(probe)(torch.zeros(1, 64, dtype=torch.bfloat16))
-    except (AttributeError, RuntimeError, NotImplementedError):  # no oneDNN, or none for bf16 on this processor
+    except (
+        AttributeError,
+        RuntimeError,
+        NotImplementedError,
+    ):  # no oneDNN, or none for bf16 on this processor
         return False
     return True
 

@@ -37,31 +37,52 @@ class Candidates:
 
 
 def pack_row(samples: Sequence[TokenSample], device: torch.device) -> Row:
-    """Lay samples end to end; a token is a target where its loss mask is set."""
-    ids: list[int] = []
+    """Lay samples end to end; a token is a target where its loss mask is set.
+
+    What all samples begin with, such as a system prompt, lies and is computed once.
+    """
+    first_targets = [sample.loss_mask.index(True, 1) for sample in samples if any(sample.loss_mask[1:])]
+    common = common_prefix([sample.ids for sample in samples], first_targets)
+    ids = list(samples[0].ids[:common])
+    predictors: list[int] = []
     targets: list[int] = []
     counts = []
     for sample in samples:
-        chosen = [len(ids) + at for at, wanted in enumerate(sample.loss_mask) if wanted and at > 0]
-        ids.extend(sample.ids)
-        targets.extend(chosen)
+        offset = len(ids) - common
+        chosen = [at for at, wanted in enumerate(sample.loss_mask) if wanted and at > 0]
+        predictors.extend(at - 1 if at == common else offset + at - 1 for at in chosen)
+        targets.extend(sample.ids[at] for at in chosen)
+        ids.extend(sample.ids[common:])
         counts.append(len(chosen))
-    row = torch.tensor(ids, device=device)
-    at = torch.tensor(targets, dtype=torch.long, device=device)
-    layout = PackedLayout.from_lengths([len(s.ids) for s in samples]).to(device)
-    return Row(row, layout, at - 1, row[at], counts)
+    layout = PackedLayout.from_lengths([len(s.ids) for s in samples], common).to(device)
+    as_tensor = lambda values: torch.tensor(values, dtype=torch.long, device=device)
+    return Row(as_tensor(ids), layout, as_tensor(predictors), as_tensor(targets), counts)
 
 
 def pack_candidates(
     groups: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]], device: torch.device
 ) -> Candidates:
     """Lay (prompt, completions) groups end to end, each prompt once for all its completions."""
-    ids: list[int] = []
+    common = common_prefix([prompt for prompt, _ in groups])
+    ids: list[int] = list(groups[0][0][:common])
     last = []
     for prompt, completions in groups:
-        ids.extend(prompt)
+        ids.extend(prompt[common:])
         for completion in completions:
             ids.extend(completion)
             last.append(len(ids) - 1)
-    layout = PackedLayout.shared_prefix([(len(p), [len(c) for c in cs]) for p, cs in groups]).to(device)
+    lengths = [(len(p) - common, [len(c) for c in cs]) for p, cs in groups]
+    layout = PackedLayout.shared_prefix(lengths, common).to(device)
     return Candidates(torch.tensor(ids, device=device), layout, torch.tensor(last, device=device))
+
+
+def common_prefix(sequences: Sequence[Sequence[int]], limits: Sequence[int] = ()) -> int:
+    """How many tokens all sequences begin with: less than the shortest has, at most the least of ``limits``.
+
+    0 for a single sequence, which shares with nobody.
+    """
+    if len(sequences) < 2:
+        return 0
+    first, last = min(sequences), max(sequences)  # in dictionary order: what these two share, all share
+    most = min([len(sequence) - 1 for sequence in sequences] + list(limits))
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b or i >= most), most)

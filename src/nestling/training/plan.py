@@ -13,8 +13,8 @@ def plan_steps(
     """Which items make up each row of each step: steps -> rows -> item indices.
 
     Every epoch goes through all items in a new order; items are packed into rows of at most ``row_tokens``, rows are
-    gathered into steps of about ``batch_tokens``. The plan ends with the epochs or at ``token_budget`` tokens,
-    whichever comes first; it depends on the arguments alone, so a resumed run follows the same plan.
+    gathered into steps of as near ``batch_tokens`` as whole rows allow. The plan ends with the epochs or at
+    ``token_budget`` tokens, whichever comes first; it depends on the arguments alone, so a resumed run follows it too.
     """
     steps: list[list[list[int]]] = []
     seen = 0
@@ -28,11 +28,11 @@ def plan_steps(
             size = sum(lengths[i] for i in row)
             if seen + size > token_budget:
                 return [*steps, step] if step else steps
-            step.append(row)
-            seen, filled = seen + size, filled + size
-            if filled >= batch_tokens:
+            if step and filled + size / 2 > batch_tokens:
                 steps.append(step)
                 step, filled = [], 0
+            step.append(row)
+            seen, filled = seen + size, filled + size
         if step:
             steps.append(step)
     return steps

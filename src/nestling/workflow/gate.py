@@ -2,11 +2,10 @@
 
 Better is one question: the gain on the evidence, with the lower end of its two-sided interval above zero. Not
 having lost is many questions, one for each guarded behaviour: is the upper bound of its loss below the
-margin? They are asked together by Holm's step-down method (Holm 1979): of m guarded behaviours the one surest
-to be within its margin must be so at confidence 1 - alpha / m, the next at 1 - alpha / (m - 1), and so on to
-1 - alpha for the least sure one, alpha being 1 - confidence. Then, with that confidence, not one of them has
-lost its margin or more. Holm's method is as safe as Bonferroni's and never refuses more, and it needs no
-assumption about how behaviours hang together. Bounds are one-sided: only a loss is in question.
+margin? All of them must be answered with yes. That is an intersection-union test (Berger 1982): when each bound
+holds at confidence 1 - alpha, a version that has lost its margin on any behaviour, or on several, is served with
+probability alpha at most, however many behaviours there are and however they hang together. Many comparisons need
+a further correction only where one success among many would do. Bounds are one-sided: only a loss is in question.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class GateRule(BaseModel):
         margins: margins that differ, by behaviour.
         pooled: behaviours guarded as one, by the pool's name, because each has too few distinct prompts to
             show anything by itself.
-        confidence: of the evidence's interval, and of the guarded losses all together.
+        confidence: of the evidence's interval, and that no guarded behaviour has lost its margin.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,7 +65,7 @@ class GateRule(BaseModel):
                 f"the lower end of the {self.confidence:.0%} interval of its mean gain must be above zero.",
                 "And every other behaviour must be shown to have lost less than",
                 f"{100 * self.margin:g} points{f' ({_listed(others)})' if others else ''},",
-                f"at {self.confidence:.0%} confidence for all of them together (Holm's method).",
+                f"each at {self.confidence:.0%} confidence: as all must pass, so is the confidence that none has.",
                 *(f"Counted as one: {_listed(map(_label, names))}." for names in self.pooled.values()),
                 f"A behaviour whose check was not right on {LEAST_ACCURACY:.0%} of at least {LEAST_LABELS}",
                 "labelled answers is reported and does not decide.",
@@ -121,9 +120,8 @@ class GateVerdict(BaseModel):
 class _Guard:
     """A behaviour that must not have lost ``margin``.
 
-    ``p`` is the p-value of "it lost the margin or more"; ``bound`` gives the most it may have lost at a
-    confidence; ``unchanged`` what that would be had nothing changed, None when the number of prompts does not
-    limit it.
+    ``bound`` gives the most it may have lost at a confidence; ``unchanged`` what that would be had nothing
+    changed, None when the number of prompts does not limit it.
     """
 
     name: str
@@ -131,7 +129,6 @@ class _Guard:
     n: int
     gain: float
     margin: float
-    p: float
     bound: Callable[[float], float]
     unchanged: Callable[[float], float] | None
 
@@ -270,7 +267,6 @@ def _guard(name: str, paired: PairedGain, unchanged: PairedGain, margin: float) 
         n=paired.n,
         gain=paired.gain.estimate,
         margin=margin,
-        p=paired.gain.p_at_most(-margin),
         bound=lambda confidence: -paired.gain.lower(confidence),
         unchanged=lambda confidence: -unchanged.gain.lower(confidence),
     )
@@ -284,7 +280,6 @@ def _perplexity_guard(candidate: Results, incumbent: Results, margin: float) -> 
         n=log.clusters,
         gain=-math.expm1(log.estimate),
         margin=margin,
-        p=log.p_at_least(math.log1p(margin)),
         bound=lambda confidence: math.expm1(log.upper(confidence)),
         unchanged=None,
     )
@@ -307,11 +302,10 @@ def _judge_evidence(paired: PairedGain | None, rule: GateRule) -> tuple[GateLine
 
 
 def _judge_guards(guards: Sequence[_Guard], rule: GateRule) -> tuple[list[GateLine], list[str]]:
-    """Holm's method; the problems come largest excess first."""
+    """Every guard at the rule's confidence; the problems come largest excess first."""
     lines, problems = [], []
-    for rank, guard in enumerate(sorted(guards, key=lambda g: g.p)):
-        confidence = 1 - (1 - rule.confidence) / (len(guards) - rank)
-        bound = guard.bound(confidence)
+    for guard in sorted(guards, key=lambda g: g.bound(rule.confidence) - g.margin):
+        bound = guard.bound(rule.confidence)
         passed = bound < guard.margin
         lines.append(
             GateLine(
@@ -321,12 +315,12 @@ def _judge_guards(guards: Sequence[_Guard], rule: GateRule) -> tuple[list[GateLi
                 gain=guard.gain,
                 bound=bound,
                 margin=guard.margin,
-                confidence=confidence,
+                confidence=rule.confidence,
                 passed=passed,
             )
         )
         if not passed:
-            problems.append((bound - guard.margin, _loss_sentence(guard, bound, confidence)))
+            problems.append((bound - guard.margin, _loss_sentence(guard, bound, rule.confidence)))
     return lines, [sentence for _, sentence in sorted(problems, reverse=True)]
 
 
