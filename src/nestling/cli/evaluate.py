@@ -85,7 +85,7 @@ def _write(results: list[Results], json_path: Path | None, html_path: Path | Non
     if json_path:
         results[-1].save(json_path)
     if html_path:
-        pairs = [compare_results(a, b) for a, b in itertools.pairwise(results)]
+        pairs = [compare_results(newer, older) for older, newer in itertools.pairwise(results)]
         write_report(html_path, results, comparisons=pairs, detectors=list(measure_detectors().values()))
 
 

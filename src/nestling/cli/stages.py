@@ -31,6 +31,8 @@ version_option = click.option(
     "--version", "name", help="Which version to start from.  [default: the served one]"
 )
 
+PROMOTE = "Serve it with: nestling versions promote"
+
 
 @click.command()
 @click.argument("base", default=DEFAULT_BASE)
@@ -47,9 +49,8 @@ def fetch(base: str, assistant: str, dtype: str, threads: int, root: str | None)
 
 def _published(version: Version) -> None:
     remark = version.card.metrics.get("sft", {})
-    Console().print(
-        f"Published {version.name} ({version.card.state}). Serve it with: nestling versions promote {version.name}"
-    )
+    use = "Use it with: nestling ppo --reward-model" if version.card.kind == "reward_model" else PROMOTE
+    Console().print(f"Published {version.name} ({version.card.state}). {use} {version.name}")
     if remark.get("still_falling"):
         click.echo("The validation loss was still falling: more data or epochs may help.")
 
@@ -103,7 +104,7 @@ def rank(name: str | None, file: str | None, recipe_name: str, dtype: str, threa
     """Sample answers to prompts and rank them by the checks."""
     workspace, recipe = Workspace(root), load_recipe(recipe_name)
     config: RankConfig = to_config(RankConfig, options, recipe.rank)
-    items = _items(file) if file else materials.training_items(recipe, config.prompts)
+    items = _items(file) if file else materials.ranking_items(recipe, config.prompts)
     parent = find_version(workspace, name)
     changed = _changed(recipe, rank=config)
     bench = bench_for(workspace, _run_name("rank", parent, changed, file), choose_hardware(dtype, threads))
@@ -163,7 +164,7 @@ def ppo(name: str | None, scorer_name: str | None, file: str | None, recipe_name
     """Align a version by PPO."""
     workspace, recipe = Workspace(root), load_recipe(recipe_name)
     config: PPOConfig = to_config(PPOConfig, options, recipe.ppo)
-    items = _items(file) if file else materials.training_items(recipe, recipe.ppo_prompts)
+    items = _items(file) if file else materials.ppo_items(recipe)
     parent = find_version(workspace, name)
     scorer = workspace.versions.get(scorer_name) if scorer_name else None
     changed = _changed(recipe, ppo=config)

@@ -94,17 +94,18 @@ def export(out: Path, name: str | None, gguf: str | None, root: str | None) -> N
 @workspace_option
 def doctor(root: str | None) -> None:
     """Say what this machine can do and what is missing."""
-    from nestling.compute.device import detect, gemm_seconds
+    from nestling.compute.device import detect, matrix_rates
 
     workspace, table = Workspace(root), Table("what", "found", show_header=False)
     hardware = detect()
-    speed = {d: 2 * 3 * 512**3 / gemm_seconds(d, hardware.device) / 1e9 for d in ("float32", "bfloat16")}
     parent = next(p for p in (workspace.root, *workspace.root.parents) if p.exists())
     memory = psutil.virtual_memory()
     rows = {
         "python": f"{sys.version.split()[0]} on {platform.system()} {platform.machine()}",
         "device": f"{hardware.device}, {hardware.threads} threads",
-        "matrix products": ", ".join(f"{d} {s:.0f} GFLOP/s" for d, s in speed.items())
+        "matrix products": ", ".join(
+            f"{d} {rate / 1e9:.0f} GFLOP/s" for d, rate in matrix_rates(hardware.device).items()
+        )
         + f"; computing in {hardware.dtype}",
         "memory": f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free",
         "disk": f"{shutil.disk_usage(parent).free / 2**30:.1f} GiB free at {parent}",

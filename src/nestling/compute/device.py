@@ -47,17 +47,21 @@ def physical_cores() -> int:
 
 
 def faster_dtype(device: str) -> str:
-    """bfloat16 where a matrix product in it is at least 1.3 times as fast as in float32, else float32.
+    """bfloat16 where matrix products in it are at least 1.3 times as fast as in float32, else float32."""
+    rates = matrix_rates(device)
+    return "bfloat16" if rates["bfloat16"] > 1.3 * rates["float32"] else "float32"
 
-    The two are timed in turns and the fastest turn of each counts, so that a busy neighbour does not decide.
+
+def matrix_rates(device: str, size: int = 512, turns: int = 10) -> dict[str, float]:
+    """FLOP/s of a [size, size] x [size, 3 size] product by dtype.
+
+    The dtypes are timed in turns and the fastest turn of each counts, so that a busy neighbour does not decide.
     """
-    turns = [{dtype: gemm_seconds(dtype, device) for dtype in DTYPES} for _ in range(12)]
-    best = {dtype: min(turn[dtype] for turn in turns[2:]) for dtype in DTYPES}
-    return "bfloat16" if best["float32"] > 1.3 * best["bfloat16"] else "float32"
+    timed = [{dtype: _product_seconds(dtype, device, size) for dtype in DTYPES} for _ in range(turns + 2)]
+    return {dtype: 6 * size**3 / min(turn[dtype] for turn in timed[2:]) for dtype in DTYPES}
 
 
-def gemm_seconds(dtype: str, device: str, size: int = 512) -> float:
-    """Seconds of one [size, size] x [size, 3 size] product."""
+def _product_seconds(dtype: str, device: str, size: int) -> float:
     a = torch.ones(size, size, device=device, dtype=DTYPES[dtype])
     b = torch.ones(3 * size, size, device=device, dtype=DTYPES[dtype])
     start = time.perf_counter()

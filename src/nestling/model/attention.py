@@ -56,16 +56,12 @@ def row_attention(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> Tens
     if q.device.type == "cpu" and not torch.is_inference_mode_enabled():
         out: Tensor = _RowAttention.apply(q, k, v, sequences)
         return out
-    parts = [
-        F.scaled_dot_product_attention(
-            *(t[bucket.gather].transpose(1, 2) for t in (q, k, v)),
-            is_causal=True,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
-        .transpose(1, 2)
-        .flatten(0, 1)
-        for bucket in sequences.buckets
-    ]
+    parts = []
+    for bucket in sequences.buckets:
+        queries, keys, values = (t[bucket.gather].transpose(1, 2) for t in (q, k, v))
+        grouped = q.shape[1] != k.shape[1]
+        part = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)
+        parts.append(part.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts)[sequences.owner]
 
 

@@ -42,7 +42,7 @@ def pack_row(samples: Sequence[TokenSample], device: torch.device) -> Row:
     What all samples begin with, such as a system prompt, lies and is computed once.
     """
     first_targets = [sample.loss_mask.index(True, 1) for sample in samples if any(sample.loss_mask[1:])]
-    common = common_prefix([sample.ids for sample in samples], first_targets)
+    common = common_prefix([list(sample.ids) for sample in samples], first_targets)
     ids = list(samples[0].ids[:common])
     predictors: list[int] = []
     targets: list[int] = []
@@ -63,7 +63,7 @@ def pack_candidates(
     groups: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]], device: torch.device
 ) -> Candidates:
     """Lay (prompt, completions) groups end to end, each prompt once for all its completions."""
-    common = common_prefix([prompt for prompt, _ in groups])
+    common = common_prefix([list(prompt) for prompt, _ in groups])
     ids: list[int] = list(groups[0][0][:common])
     last = []
     for prompt, completions in groups:
@@ -76,7 +76,7 @@ def pack_candidates(
     return Candidates(torch.tensor(ids, device=device), layout, torch.tensor(last, device=device))
 
 
-def common_prefix(sequences: Sequence[Sequence[int]], limits: Sequence[int] = ()) -> int:
+def common_prefix(sequences: Sequence[list[int]], limits: Sequence[int] = ()) -> int:
     """How many tokens all sequences begin with: less than the shortest has, at most the least of ``limits``.
 
     0 for a single sequence, which shares with nobody.

@@ -34,7 +34,7 @@ class BestWeights:
             atomic.write_bytes(self._file(step), save(tensors))
 
     def restore(self) -> None:
-        """Put the best weights back and delete the files."""
+        """Put the best weights back."""
         if self.step >= 0:
             stored = load_file(self._file(self.step))
             with torch.no_grad():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from nestling.compute.device import Hardware, gemm_seconds
+from nestling.compute.device import Hardware, matrix_rates
 from nestling.model.config import ModelConfig
 from nestling.model.gguf_reader import read_gguf
 from nestling.model.hf_folder import read_config
@@ -15,9 +15,11 @@ from nestling.workflow.fetch import known_bases
 from nestling.workflow.recipe import Recipe
 
 # Shares of the measured matrix-product rate that whole passes reach; measured on the quickstart (docs/results).
-TRAIN_SHARE = 0.45
-FORWARD_SHARE = 0.5
-DECODE_SECONDS_PER_BYTE = 1 / 8e9  # a decode step reads every weight once, at well under the memory's speed
+TRAIN_SHARE = 0.38
+FORWARD_SHARE = 0.4
+DECODE_SHARE = 0.22  # of a decode step's rows
+DECODE_SECONDS_PER_BYTE = 1 / 5.4e9  # a decode step reads every weight once, at well under the memory's speed
+BATCH = 64
 MEAN_ANSWER = 40  # tokens
 MEAN_PROMPT = 45
 SUITE_PROMPTS = 2600  # of the gate split, all behaviours and direct questions
@@ -35,12 +37,14 @@ class Cost:
 def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Cost:
     """Work divided by what this machine was measured to do."""
     n = config.num_parameters()
-    rate = 2 * 3 * 512**3 / gemm_seconds(hardware.dtype, hardware.device)
+    rate = matrix_rates(hardware.device)[hardware.dtype]
     width = 2 if hardware.dtype == "bfloat16" else 4
     train = lambda tokens: 6 * n * tokens / (rate * TRAIN_SHARE)
     forward = lambda tokens: 2 * n * tokens / (rate * FORWARD_SHARE)
-    step = 32 * 2 * n / rate + n * width * DECODE_SECONDS_PER_BYTE  # one token for 32 rows
-    write = lambda answers, length, prompt: forward(answers * prompt) + answers * length * step / 32
+    row, weights = 2 * n / (rate * DECODE_SHARE), n * width * DECODE_SECONDS_PER_BYTE
+    write = lambda answers, length, prompt, batch=BATCH: (
+        forward(answers * prompt) + answers * length * (row + weights / batch)
+    )
     ppo, ranking = recipe.ppo, sum(recipe.rank.prompts.values())
     answers = ppo.prompts * (ppo.iterations + ppo.critic_warmup)
     tokens = answers * (MEAN_PROMPT + MEAN_ANSWER)
@@ -50,7 +54,9 @@ def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Cost:
         "sft": train(recipe.sft.max_tokens),
         "rank": write(ranking * recipe.rank.samples, MEAN_ANSWER, MEAN_PROMPT),
         "reward_model": train(recipe.reward_model.max_tokens),
-        "ppo": write(answers, MEAN_ANSWER, MEAN_PROMPT) + 3 * forward(tokens) + ppo.epochs * train(tokens),
+        "ppo": write(answers, MEAN_ANSWER, MEAN_PROMPT, ppo.prompts)
+        + 3 * forward(tokens)
+        + ppo.epochs * train(tokens),
         "evaluation": 3 * measure,
     }
     # Weights, gradients, two moments and the master; the frozen reference and reward model; activations of a row.

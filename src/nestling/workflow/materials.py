@@ -129,10 +129,22 @@ def digest(value: Any) -> str:
     return sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
-def training_items(recipe: Recipe, counts: Mapping[str, int], offset: int = 0) -> list[Item]:
+def ranking_items(recipe: Recipe, counts: Mapping[str, int]) -> list[Item]:
+    """Prompts to rank answers to: others than those that were demonstrated, as far as there are enough."""
+    return training_items(recipe, counts, after=[recipe.data.demonstrations])
+
+
+def ppo_items(recipe: Recipe) -> list[Item]:
+    """Prompts for PPO: others than those demonstrated or ranked, as far as there are enough."""
+    return training_items(recipe, recipe.ppo_prompts, [recipe.data.demonstrations, recipe.rank.prompts])
+
+
+def training_items(
+    recipe: Recipe, counts: Mapping[str, int], after: Sequence[Mapping[str, int]] = ()
+) -> list[Item]:
     """Training items of the curriculum, so many of each behaviour; never of a held-out one.
 
-    ``offset`` picks other items than another use did, as far as there are enough.
+    Those that earlier uses took (``after``: how many of each behaviour) come last.
     """
     content = curriculum.load()
     chosen: list[Item] = []
@@ -143,7 +155,8 @@ def training_items(recipe: Recipe, counts: Mapping[str, int], offset: int = 0) -
                 where="recipe",
                 remedy="Remove it from rank.prompts and ppo_prompts.",
             )
-        pool = curriculum.items("train", recipe.seed, [name], offset + count, recipe.assistant)
+        used = sum(earlier.get(name, 0) for earlier in after)
+        pool = curriculum.items("train", recipe.seed, [name], used + count, recipe.assistant)
         chosen += pool[-count:] if count else []
     return chosen
 

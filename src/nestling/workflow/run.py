@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -61,13 +60,13 @@ class Run:
         base_results = self.measured(base, None, "gate-base")
         self.gated(tuned, base, base_results, "gate-sft")
         with self.stage("rank"):
-            items = materials.training_items(recipe, recipe.rank.prompts)
+            items = materials.ranking_items(recipe, recipe.rank.prompts)
             rows = stages.rank(bench.at("rank"), tuned, items, recipe.rank)
         scorer = self.made(
             "reward_model",
             lambda b: stages.reward_model(b, tuned, rows, recipe.reward_model, recipe.rank.validation_share),
         )
-        prompts = materials.training_items(recipe, recipe.ppo_prompts)
+        prompts = materials.ppo_items(recipe)
         aligned = self.made("ppo", lambda b: stages.ppo(b, tuned, scorer, prompts, recipe.ppo))
         self.gated(aligned, base, base_results, "gate-ppo")
         with self.stage("report"):
@@ -98,12 +97,9 @@ class Run:
         self.events.append("stage_finished", stage=name)
 
     def made(self, name: str, make: Any) -> Version:
-        """A stage that publishes a version; it keeps its working files only until the version is there."""
-        bench = self.bench().at(name)
+        """A stage that publishes a version."""
         with self.stage(name):
-            version: Version = make(bench)
-            for left in [*bench.folder.glob("checkpoint-*"), *bench.folder.glob("best-*")]:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            version: Version = make(self.bench().at(name))
         return version
 
     def measured(self, version: Version, base: Results | None, stage: str) -> Results:
@@ -138,14 +134,14 @@ class Run:
                 versions.promote(candidate.name, verdict.sentences[0])
 
     def report(self, versions: list[Version], base_results: Results) -> None:
-        """Write ``report.html`` and ``results.json`` of the run."""
+        """Write the run's ``report.html``."""
         results = [Results.load(self.folder / "evaluation" / f"{version.name}.json") for version in versions]
         write_report(
             self.folder / "report.html",
             results,
             title=f"{self.recipe.assistant}, raised by {self.recipe.name}",
             events=self.events.read()[0],
-            comparisons=[compare(a, b) for a, b in itertools.pairwise(results)],
+            comparisons=[compare(newer, older) for older, newer in itertools.pairwise(results)],
         )
 
 

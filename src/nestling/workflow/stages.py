@@ -7,6 +7,7 @@ with the same result.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 
 from nestling.compute.device import Hardware
 from nestling.data.curriculum import Item
+from nestling.data.formats import Ranking, read_rows
 from nestling.errors import WorkspaceError
 from nestling.evaluation.answers import folder_identity
 from nestling.evaluation.evaluate import evaluate
@@ -69,9 +71,11 @@ class Bench:
         return made[-1] if made else None
 
     def publish(self, stage: str, build: Callable[[Path], object], card: Card) -> Version:
-        """Publish a version that knows which run and stage made it."""
+        """Publish a version that knows which run and stage made it; its working files are not needed any more."""
         marked = Card.model_validate(card.model_dump() | {"run": self.run, "stage": stage})
         version = self.workspace.versions.publish(build, marked)
+        for left in [*self.folder.glob("checkpoint-*"), *self.folder.glob("best-*")]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         self.events.append("published", stage=stage, version=version.name)
         return version
 
@@ -245,8 +249,14 @@ def stored_rankings(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         WorkspaceError: there are none.
+        DataError: a row is wrong, with its line.
     """
     if not path.exists():
         raise WorkspaceError("there are no rankings.", where=str(path), remedy="Run `nestling rank` first.")
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    return [{"category": "", "sources": ["sft"] * len(row["completions"])} | row for row in rows]
+    lines = (line for line in path.read_text("utf-8").splitlines() if line.strip())
+    rows = []
+    for row, line in zip(read_rows(path, Ranking), lines, strict=True):
+        extra = {key: value for key, value in json.loads(line).items() if key in ("finished", "template")}
+        sources = row.sources or ("sft",) * len(row.completions)
+        rows.append(asdict(row) | {"sources": sources} | extra)
+    return rows

@@ -207,6 +207,12 @@ class VersionStore:
         """
         with self._lock():
             version = self.get(name)
+            if version.card.kind == "reward_model":
+                raise WorkspaceError(
+                    f"version {name!r} is a reward model: it scores answers and writes none.",
+                    where=str(version.folder),
+                    remedy="Promote a base, SFT or PPO version.",
+                )
             if version.card.state == "rejected" and not force:
                 raise WorkspaceError(
                     f"version {name!r} was rejected: {version.card.verdict or 'no reason was written down'}",
