@@ -35,7 +35,7 @@ LABELS = {
     "either_or": "choices between two",
     "yes_no": "yes or no questions",
     "verse": "short verse",
-    "retention": "general knowledge the base has",
+    "retention": "general knowledge",
     NO_LOOP: "answers that end without a loop",
     ENDED: "answers that end by themselves",
 }

@@ -11,7 +11,11 @@ from nestling.checks import Answer, judge
 from nestling.evaluation.suite import ABOUT_FACTS, DIRECT_FACTS, Suite, direct_question_of
 
 RETENTION = ("retention", DIRECT_FACTS)
-"""Behaviours whose questions show what the base knows, and whether it is still known."""
+"""Behaviours whose questions show whether general knowledge is still there.
+
+All of them count, also those the base fails. Were only those counted that the base happened to answer, any other model
+would seem to have forgotten: a question answered by luck is not answered again (regression to the mean).
+"""
 
 _NO_LOOP = {"name": "ends_without_loop"}
 
@@ -50,9 +54,8 @@ def judge_answers(suite: Suite, answers: Sequence[Answer], known: frozenset[str]
     """Judge the suite's answers, in order.
 
     Args:
-        known: ids of the direct and general questions that the base answers; None means that these answers
-            are the base's own. Behaviours about facts count only where the fact is known, retention only
-            where the question was answered.
+        known: ids of the direct questions that the base answers; None means that these answers are the
+            base's own. Behaviours about facts count only where the fact is known.
 
     Raises:
         DataError: an item's check is not valid.
@@ -62,15 +65,11 @@ def judge_answers(suite: Suite, answers: Sequence[Answer], known: frozenset[str]
         known = frozenset(
             item.id
             for item, v in zip(suite.items, verdicts, strict=True)
-            if item.behaviour in RETENTION and v.passed
+            if item.behaviour == DIRECT_FACTS and v.passed
         )
     rows = []
     for item, answer, verdict in zip(suite.items, answers, verdicts, strict=True):
-        counts = True
-        if item.behaviour in RETENTION:
-            counts = item.id in known
-        elif item.behaviour in ABOUT_FACTS:
-            counts = direct_question_of(item.id) in known
+        counts = item.behaviour not in ABOUT_FACTS or direct_question_of(item.id) in known
         rows.append(
             Row(
                 item=item.id,
@@ -94,5 +93,5 @@ def judge_answers(suite: Suite, answers: Sequence[Answer], known: frozenset[str]
 
 
 def known_questions(rows: Sequence[Row]) -> frozenset[str]:
-    """Ids of the questions that the base answered, read from the base's own rows."""
-    return frozenset(row.item for row in rows if row.behaviour in RETENTION and row.passed)
+    """Ids of the direct questions that the base answered, read from the base's own rows."""
+    return frozenset(row.item for row in rows if row.behaviour == DIRECT_FACTS and row.passed)
