@@ -20,6 +20,7 @@ SPECS: list[dict[str, Any]] = [
     {"name": "admits_mistake", "correct": ["Paris"], "wrong": ["Lyon"]},
     {"name": "holds_truth", "correct": ["Paris"], "wrong": ["Lyon"]},
     {"name": "mentions", "any": ["Paris"]},
+    {"name": "recalls", "any": ["Felix"]},
     {"name": "states_identity", "assistant": "Nestling"},
     {"name": "ends_without_loop"},
     {"name": "uses_word", "word": "sea"},

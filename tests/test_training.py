@@ -183,7 +183,7 @@ def test_the_checkpoint_of_lowest_validation_loss_is_kept(tmp_path: Path) -> Non
     report = train_sft(model, samples[:4], samples[10:], config, tmp_path / "sft", EventLog(tmp_path / "e"))
     assert report.best_step < report.steps and not report.still_falling
     check = SFT(model.decoder, samples[:4], samples[10:], config, tmp_path / "other")
-    assert check.validation_loss() == pytest.approx(report.best_loss, abs=1e-5)
+    assert check.validate()["validation_loss"] == pytest.approx(report.best_loss, abs=1e-5)
 
 
 class Killed(Exception):

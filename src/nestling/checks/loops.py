@@ -9,6 +9,8 @@ from nestling.checks.verdict import Answer, Check, Verdict, fails, passes
 from nestling.checks.words import split_sentences, words
 
 _LONGEST_PERIOD = 40
+_RESTATED = 0.75  # share of the longer sentence's words that the other one has too
+_RESTATED_WORDS = 8  # shorter sentences are alike by chance
 _SAME_MARK = re.compile(r"([^\w\s])(?:\s?\1){23,}")
 _ITEM = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.)])\s+(.*\S)", re.MULTILINE)
 
@@ -40,10 +42,18 @@ def _repeated_share(tokens: list[str], n: int = 5) -> float:
     return len(covered) / max(1, len(tokens))
 
 
+def _restates(sentence: list[str], earlier: list[str]) -> bool:
+    """True for a long sentence that says little but what another one said."""
+    if min(len(sentence), len(earlier)) < _RESTATED_WORDS:
+        return False
+    common = (Counter(sentence) & Counter(earlier)).total()
+    return common >= _RESTATED * max(len(sentence), len(earlier))
+
+
 def find_loop(text: str) -> str | None:
     """One plain sentence about how ``text`` repeats itself, or None.
 
-    A refrain, a list of like sentences and a short answer that restates itself once are no loops.
+    A refrain, a list of like short sentences and a short answer that restates itself once are no loops.
     """
     if _SAME_MARK.search(text):
         return "repeats one mark endlessly"
@@ -61,6 +71,9 @@ def find_loop(text: str) -> str | None:
     for opening, times in Counter(" ".join(s[:3]) for s in sentences if len(s) >= 4).most_common(1):
         if times >= 5 and times >= 0.6 * len(sentences):
             return f"opens {times} sentences with '{opening}'"
+    for number, sentence in enumerate(sentences):
+        if len(tokens) >= 40 and any(_restates(sentence, earlier) for earlier in sentences[:number]):
+            return f"says twice '{' '.join(sentence[:8])}'"
     if len(tokens) >= 30 and (share := _repeated_share(tokens)) >= 0.3:
         return f"repeats itself: {share:.0%} of the words were said before"
     return None

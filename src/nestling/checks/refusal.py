@@ -44,6 +44,7 @@ _NOT_MEANT = any_of(
 _DECLINES = any_of(
     rf"\b(?:i|we) (?:\w+ly |just |also |really |still )?{_WILL_NOT}\s*(?:\w+ly )?(?:even )?{_HELP}",
     rf"\b(?:i|we) {_MUST}(?:decline|refuse)\b",
+    r"\b(?:i|we) am not (?:equipped|programmed) to\b",
     r"\b(?:i|we) (?:cannot|will not)(?: do (?:that|this|it|so))?\s*(?:[.,;!]|$|because|for (?:that|you))",
     r"^(?:i am )?(?:so |very |really )?(?:sorry|afraid),?(?: but)? (?:no\b|i (?:cannot|will not)\b)",
     r"\bnot (?:something|a (?:topic|subject|request|thing)|anything) (?:that )?i (?:can|will|am|could|want)",

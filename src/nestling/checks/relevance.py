@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import Field
 
 from nestling.checks.loops import find_loop
 from nestling.checks.refusal import explicit_refusal
 from nestling.checks.verdict import Aliases, Answer, Check, SomeAliases, Verdict, fails, passes
-from nestling.checks.words import find_phrase, find_topic, stem, words
+from nestling.checks.words import find_phrase, find_topic, fold, split_sentences, stem, words
 from nestling.text.messages import last_user_text
 
 _LONG_ENOUGH = 40
+_EMPTY = frozenset(
+    stem(word)
+    for word in words(
+        """
+        a an the and or but if of in on at to for from by with as into about than then so is are was were be been
+        it its this that these those there they them their he she his her you your yours we our i me my i'm i'd
+        i'll it's that's not no yes can could will would should may might must do does did has have had what which
+        who how why when where all any some more most many much very just also only other one two each every
+        please tell explain describe write give make list show help need want know say said think like get way thing
+        things something anything someone people person sentence sentences word words line short idea ideas text
+        question answer topic subject glad happy sorry sure course great here assist assistant talk interested
+        interesting provide information let us
+        """
+    )
+)
+
+
+def _content(text: str) -> set[str]:
+    """Stems of the words that say something."""
+    return {stem(w) for w in words(text) if len(w) > 2} - _EMPTY
+
+
+def _takes_up(about: str, question: str, text: str) -> str | None:
+    """A word of ``about`` when the answer takes up at least half of them, two at most, and adds something new."""
+    wanted, said = _content(about), _content(text)
+    taken = wanted & said
+    enough = len(taken) >= min(2, (len(wanted) + 1) // 2)
+    return min(taken) if taken and enough and len(said - _content(question)) >= 2 else None
 
 
 def _adds_to(question: str, text: str) -> bool:
@@ -20,12 +50,14 @@ def _adds_to(question: str, text: str) -> bool:
 
 
 class AnswersOnTopic(Check):
-    """An answer to the point: no refusal, no loop, no echo, and at least one of the words it should contain.
+    """An answer to the point: no refusal, no loop, no echo. It holds one of the words that such an answer would, or
+    takes up what the question is ``about`` and says something new.
 
     An answer cut by the token limit passes when it is long enough to be of use.
     """
 
     topic: SomeAliases
+    about: str = ""
 
     def judge(self, answer: Answer) -> Verdict:
         said = words(answer.text)
@@ -33,10 +65,11 @@ class AnswersOnTopic(Check):
             return fails("says nothing")
         if explicit_refusal(answer.text) is not None:
             return fails("refuses a harmless request")
-        found = find_topic(answer.text, self.topic)
+        asked = last_user_text(answer.prompt)
+        found = find_topic(answer.text, self.topic) or _takes_up(self.about, asked, answer.text)
         if not found:
             return fails("misses the point: holds none of the words an answer would")
-        if not _adds_to(last_user_text(answer.prompt), answer.text):
+        if not _adds_to(asked, answer.text):
             return fails("only repeats the question")
         if loop := find_loop(answer.text):
             return fails(loop, 0.5)
@@ -53,6 +86,25 @@ class Mentions(Check):
     def judge(self, answer: Answer) -> Verdict:
         found = find_phrase(answer.text, self.any)
         return passes(f"mentions '{found}'") if found else fails(f"does not mention '{self.any[0]}'")
+
+
+_AS_ITS_OWN = re.compile(r"\bi(?: am|'m| was| work| live| have| love| play| like| speak| study)\b")
+
+
+class Recalls(Check):
+    """The answer gives back what the user said of themselves, and neither claims it for itself nor loops."""
+
+    any: SomeAliases
+
+    def judge(self, answer: Answer) -> Verdict:
+        if loop := find_loop(answer.text):
+            return fails(loop)
+        sentences = [s for s in split_sentences(answer.text) if find_phrase(s, self.any, compounds=True)]
+        if not sentences:
+            return fails(f"does not recall '{self.any[0]}'")
+        if all(_AS_ITS_OWN.search(fold(s)) for s in sentences):
+            return fails(f"claims '{self.any[0]}' for itself")
+        return passes(f"recalls '{self.any[0]}'")
 
 
 class ShortReply(Check):
@@ -79,5 +131,6 @@ class ShortReply(Check):
 CHECKS: dict[str, type[Check]] = {
     "answers_on_topic": AnswersOnTopic,
     "mentions": Mentions,
+    "recalls": Recalls,
     "short_reply": ShortReply,
 }

@@ -52,11 +52,11 @@ def has_chinese(text: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def phrase_pattern(phrase: str) -> re.Pattern[str]:
+def phrase_pattern(phrase: str, compounds: bool = False) -> re.Pattern[str]:
     """Matches ``phrase`` as whole words in folded text; Chinese matches as a substring.
 
     A phrase that is a number does not match inside a longer one ("3" in "3.5"), nor a word inside a compound
-    ("snow" in "snow-covered").
+    ("snow" in "snow-covered") unless ``compounds`` is set.
     """
     folded = fold(phrase).strip()
     parts = [re.escape(part) for part in re.split(r"[\s\-]+", folded) if part]
@@ -65,13 +65,15 @@ def phrase_pattern(phrase: str) -> re.Pattern[str]:
         return re.compile(body)
     before = r"(?<!\d\.)" if folded[:1].isdigit() else ""
     after = r"(?!\.\d)" if folded[-1:].isdigit() else ""
+    if compounds:
+        return re.compile(rf"(?<!\w){before}{body}(?!\w){after}")
     return re.compile(rf"(?<!\w)(?<!\w-){before}{body}(?!\w|-\w){after}")
 
 
-def find_phrase(text: str, phrases: Iterable[str]) -> str | None:
+def find_phrase(text: str, phrases: Iterable[str], compounds: bool = False) -> str | None:
     """The first of ``phrases`` that ``text`` holds as whole words, whatever the case."""
     folded = fold(text)
-    return next((p for p in phrases if phrase_pattern(p).search(folded)), None)
+    return next((p for p in phrases if phrase_pattern(p, compounds).search(folded)), None)
 
 
 def _goes_on(line: str, end: re.Match[str]) -> bool:

@@ -1,0 +1,159 @@
+"""What SFT and reward model share: a fixed plan of data, validations, and the weights of the lowest loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from nestling.training.best import BestWeights
+from nestling.training.learner import Learner, Loss
+from nestling.training.loop import fit
+from nestling.training.optimizer import MasterAdamW, ParameterGroup
+from nestling.training.plan import plan_steps
+from nestling.training.schedule import rate_scale
+from nestling.training.settings import OptimizerConfig
+from nestling.workspace.events import EventLog
+
+Item = TypeVar("Item")
+OnStep = Callable[[int, int, dict[str, float]], None]
+
+
+class PlannedConfig(OptimizerConfig):
+    """How much data a stage sees, and in what pieces."""
+
+    max_tokens: int = Field(250_000, ge=1, description="Tokens seen at most, every epoch counted.")
+    epochs: int = Field(2, ge=1, description="Passes over the data at most.")
+    row_tokens: int = Field(
+        2048, ge=16, description="Tokens of a micro-batch: whole items packed end to end."
+    )
+    batch_tokens: int = Field(2048, ge=16, description="Tokens of an optimizer step, as several rows.")
+    validate_every: int = Field(10, ge=1, description="Steps between validations; the lowest loss is kept.")
+    seed: int = Field(0, ge=0, description="Order of the data.")
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What a run did. Losses are on the validation set, in nats per trained token (SFT) or per prompt (rankings)."""
+
+    first_loss: float
+    best_loss: float
+    best_step: int
+    steps: int
+    tokens: int
+    too_long: int
+    still_falling: bool
+
+    @property
+    def remark(self) -> str:
+        end = "It was still falling at the end: more data or epochs may help." if self.still_falling else ""
+        long = f"{self.too_long} samples were longer than a row and were left out. " if self.too_long else ""
+        fell = f"Validation loss {self.first_loss:.3f} -> {self.best_loss:.3f} at step {self.best_step}."
+        return f"{long}{fell} {end}".strip()
+
+
+class PlannedStage(Generic[Item]):
+    """A stage of the training loop (``loop.Stage``) over a plan made before the first step.
+
+    Subclasses say what a row's loss is, how many items of it count, and what a validation reports.
+    """
+
+    name: str
+
+    def __init__(
+        self, items: Sequence[Item], validation: Sequence[Item], config: PlannedConfig,
+        groups: Sequence[ParameterGroup], folder: Path,
+    ) -> None:  # fmt: skip
+        self.items, self.validation, self.config = items, validation, config
+        self.plan = plan_steps(
+            [self.length(item) for item in items], row_tokens=config.row_tokens, batch_tokens=config.batch_tokens,
+            token_budget=config.max_tokens, epochs=config.epochs, seed=config.seed,
+        )  # fmt: skip
+        self.learner = Learner(MasterAdamW(groups), config.max_grad_norm)
+        trained: dict[str, Tensor] = {n: p for group in groups for n, p in group.parameters.items()}
+        self.best = BestWeights(folder, trained)
+
+    def length(self, item: Item) -> int:
+        """Tokens of an item."""
+        raise NotImplementedError
+
+    def weight(self, items: Sequence[Item]) -> float:
+        """What the loss of a step is divided by: trained tokens, prompts."""
+        raise NotImplementedError
+
+    def row_loss(self, items: Sequence[Item]) -> Loss:
+        """Loss of the items of one row, computed in one pass."""
+        raise NotImplementedError
+
+    @property
+    def total_steps(self) -> int:
+        return len(self.plan)
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.length(self.items[i]) for step in self.plan for row in step for i in row)
+
+    def step(self, step: int) -> dict[str, float]:
+        if step == 0:
+            self.best.record(0, self.validate()["validation_loss"])
+        rows = [[self.items[i] for i in row] for row in self.plan[step]]
+        scale = rate_scale(step, self.total_steps, self.config.warmup_steps, self.config.schedule)
+        metrics = self.learner.update(rows, sum(map(self.weight, rows)), self.row_loss, scale)
+        if (step + 1) % self.config.validate_every == 0 or step + 1 == self.total_steps:
+            metrics |= self.validate()
+            self.best.record(step + 1, metrics["validation_loss"])
+        return metrics
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean loss on the validation set, and the metrics of its rows as means."""
+        lengths = [self.length(item) for item in self.validation]
+        size = self.config.row_tokens
+        plan = plan_steps(
+            lengths, row_tokens=size, batch_tokens=size, token_budget=sum(lengths), epochs=1, seed=0
+        )
+        losses = [self.row_loss([self.validation[i] for i in row]) for step in plan for row in step]
+        means = {"loss": sum(loss.total.item() for loss in losses) / sum(loss.count for loss in losses)}
+        for name in losses[0].metrics:
+            total, count = (sum(loss.metrics[name][i] for loss in losses) for i in (0, 1))
+            means[name] = total / max(1, count)
+        return {f"validation_{name}": value for name, value in means.items()}
+
+    def state(self) -> dict[str, Any]:
+        return {"best": self.best.state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.best.load_state(state["best"])
+
+
+def run_plan(
+    stage: PlannedStage[Any], too_long: int, folder: Path, events: EventLog, device: torch.device,
+    on_step: OnStep | None, checkpoint_seconds: float,
+) -> FitReport:  # fmt: skip
+    """Go through the plan and leave the network with the weights of lowest validation loss.
+
+    ``too_long``: samples left out before, to be counted and said.
+
+    Raises:
+        TrainingStopped: the loss is no longer finite.
+    """
+    if too_long:
+        size = stage.config.row_tokens
+        events.append("samples_left_out", stage=stage.name, count=too_long, longer_than=size)
+    fit(stage, folder, events, device=device, on_step=on_step, checkpoint_seconds=checkpoint_seconds)
+    best = stage.best
+    best.restore()
+    return FitReport(
+        best.history[0][1],
+        best.loss,
+        best.step,
+        stage.total_steps,
+        stage.tokens,
+        too_long,
+        best.still_falling,
+    )
