@@ -40,7 +40,7 @@ def _takes_up(about: str, question: str, text: str) -> str | None:
     wanted, said = _content(about), _content(text)
     taken = wanted & said
     enough = len(taken) >= min(2, (len(wanted) + 1) // 2)
-    return min(taken) if taken and enough and len(said - _content(question)) >= 2 else None
+    return min(taken) if taken and enough and len(said - wanted - _content(question)) >= 2 else None
 
 
 def _adds_to(question: str, text: str) -> bool:
