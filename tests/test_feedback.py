@@ -7,13 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import select
 
+from nestling.cli import cli
 from nestling.errors import DataError
 from nestling.feedback import Recorder, export, preference_rows, ranking_rows, scalar_rows
 from nestling.generation.protocol import Completion, Sampling
 from nestling.storage import ChatSession, Generation, open_database
 from nestling.text.messages import Message
+from nestling.workflow.materials import ranked_ids
+from nestling.workflow.stages import stored_rankings
+from tiny import tiny_model
 
 PROMPT: list[Message] = [{"role": "user", "content": "Hi — 你好"}]
 
@@ -115,3 +120,18 @@ def test_impossible_judgments_are_named(recorder: Recorder) -> None:
     with pytest.raises(DataError, match="two different answers"):
         recorder.record_comparison(a, a, "tie")
     assert list(scalar_rows(recorder.database)) == []
+
+
+def test_exported_votes_train_a_reward_model(recorder: Recorder, tmp_path: Path) -> None:
+    """From the page's vote to token ids: what the command line does with ``data judgments`` and ``reward-model``."""
+    a, b = answer(recorder, "A"), answer(recorder, "B", version="v2-sft")
+    recorder.record_comparison(a, b, "b", client="mira")
+    out = tmp_path / "out"
+    command = ["data", "judgments", str(out), "--database", str(tmp_path / "feedback.sqlite")]
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 0 and "rankings.jsonl: 1 rows" in result.output, result.output
+    (row,) = stored_rankings(out / "rankings.jsonl")
+    tokenizer = tiny_model().tokenizer
+    ids = ranked_ids(tokenizer, row)
+    assert [tokenizer.decode(c[:-1]) for c in ids.completions] == ["A", "B"] and ids.ranks == [2, 1]
+    assert all(c[-1] == tokenizer.eos_id for c in ids.completions)

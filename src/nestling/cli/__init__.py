@@ -27,7 +27,7 @@ COMMANDS = {
     "serve": ("talk:serve", "Serve the API and the web page."),
     "versions": ("versions:versions", "List, show, promote and roll back versions."),
     "export": ("versions:export", "Write a version as a Hugging Face folder or a GGUF file."),
-    "data": ("data:data", "Look at the starter data, check a file, show what is trained."),
+    "data": ("data:data", "Starter data, a file's problems, what is trained, people's judgments."),
     "doctor": ("versions:doctor", "Say what this machine can do and what is missing."),
 }
 

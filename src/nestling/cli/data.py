@@ -14,6 +14,8 @@ from nestling.cli.common import find_version, workspace_option
 from nestling.data import curriculum
 from nestling.data.formats import Conversation, check_file, read_rows
 from nestling.errors import DataError
+from nestling.feedback.export import export
+from nestling.storage import open_database
 from nestling.text.samples import describe_tokens, training_samples
 from nestling.text.tokenizer import Tokenizer
 from nestling.workspace import Workspace
@@ -21,7 +23,7 @@ from nestling.workspace import Workspace
 
 @click.group()
 def data() -> None:
-    """Look at the starter data, check a file, show what is trained."""
+    """Look at the starter data, check a file, show what is trained, take out people's judgments."""
 
 
 @data.command()
@@ -67,6 +69,20 @@ def check(file: Path) -> None:
         f"{report.rows} good rows of kind {report.kind or 'unknown'}, {len(report.problems)} problems."
     )
     sys.exit(1 if report.problems else 0)
+
+
+@data.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--database", help="Path or URL of the judgments.  [default: the workspace's]")
+@workspace_option
+def judgments(folder: Path, database: str | None, root: str | None) -> None:
+    """Write people's votes and thumbs to FOLDER as rankings, preferences and feedback (JSONL).
+
+    `nestling reward-model --data FOLDER/rankings.jsonl` learns from them.
+    """
+    opened = open_database(database or Workspace(root).database_path)
+    for name, count in export(opened, folder).items():
+        click.echo(f"{folder / name}: {count} rows")
 
 
 @data.command()
