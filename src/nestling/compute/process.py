@@ -20,6 +20,16 @@ _MALLOC = {
 }
 
 
+def peak_memory() -> int | None:
+    """The most bytes this process has held in memory at once; None where the system does not tell."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
 def sleep_while_waiting() -> None:
     """Let OpenMP's threads sleep while they wait for each other; before torch is loaded.
 

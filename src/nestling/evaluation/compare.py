@@ -182,8 +182,7 @@ def comparison_table(comparison: Comparison) -> Table:
     table = Table("measure", title=title)
     for column in ("n", comparison.first, comparison.second, "gain", "wins", "ties", "losses"):
         table.add_column(column, justify="right")
-    ordered = sorted(comparison.differences.values(), key=lambda d: d.held_out)
-    for d in [*ordered, *([comparison.pooled] if comparison.pooled else [])]:
+    for d in ordered_differences(comparison):
         cells = [
             str(d.n),
             f"{100 * d.first:.1f}",
@@ -200,6 +199,12 @@ def comparison_table(comparison: Comparison) -> Table:
             "perplexity ratio", str(p.passages), "", "", f"{p.ratio:.3f} [{p.low:.3f}, {p.high:.3f}]"
         )
     return table
+
+
+def ordered_differences(comparison: Comparison) -> list[Difference]:
+    """Held-out checks last, then their mean."""
+    ordered = sorted(comparison.differences.values(), key=lambda d: d.held_out)
+    return [*ordered, *([comparison.pooled] if comparison.pooled else [])]
 
 
 def points(difference: Difference) -> str:

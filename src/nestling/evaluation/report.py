@@ -10,9 +10,10 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from nestling.evaluation import plots
-from nestling.evaluation.compare import Comparison, points
+from nestling.evaluation.compare import Comparison, ordered_differences, points
 from nestling.evaluation.detectors import DetectorQuality
-from nestling.evaluation.results import Results, percent_with_interval
+from nestling.evaluation.measures import Measure
+from nestling.evaluation.results import Figure, Results, percent_with_interval
 from nestling.workspace import atomic
 
 _PAGES = Environment(
@@ -20,6 +21,12 @@ _PAGES = Environment(
     autoescape=True,
     trim_blocks=True,
     lstrip_blocks=True,
+)
+_TEXTS = Environment(  # Markdown: names of measures and versions, numbers, sentences of the gate
+    loader=PackageLoader("nestling.evaluation", "templates"),
+    trim_blocks=True,
+    lstrip_blocks=True,
+    autoescape=False,
 )
 
 
@@ -47,19 +54,12 @@ def write_report(
     Raises:
         WorkspaceError: the place cannot be written.
     """
-    measures = {m.name: m for version in versions for m in version.measures}
-    rows = [
-        (measure, [version.figures.get(name) for version in versions])
-        for held_out in (False, True)
-        for name, measure in measures.items()
-        if measure.held_out is held_out
-    ]
     # Markup: the pictures are matplotlib's own SVG, which escapes the texts in it.
     page = _PAGES.get_template("report.html").render(
         title=title,
         sentences=sentences,
         versions=versions,
-        rows=[(measure, figures) for measure, figures in rows if any(figures)],
+        rows=_rows(versions),
         bars=Markup(plots.behaviour_bars(versions)),
         comparisons=[(c, Markup(plots.wins_and_losses(c))) for c in comparisons],
         curves={stage: Markup(svg) for stage, svg in plots.training_curves(events).items()},
@@ -69,6 +69,56 @@ def write_report(
         points=points,
     )
     atomic.write_text(path, page)
+
+
+def write_markdown(
+    path: Path,
+    versions: Sequence[Results],
+    *,
+    title: str,
+    facts: Sequence[str] = (),
+    sentences: Sequence[str] = (),
+    comparisons: Sequence[Comparison] = (),
+    events: Sequence[Mapping[str, Any]] = (),
+    detectors: Sequence[DetectorQuality] = (),
+) -> None:
+    """Write the tables as Markdown, atomically, to be kept with the code or pasted into a discussion.
+
+    Args as ``write_report``, and ``facts``: when and on what it was made.
+    """
+    costs: dict[str, dict[str, float]] = {}
+    for event in events:
+        if event["kind"] == "stage_cost":
+            cost = costs.setdefault(event["stage"], {"seconds": 0.0, "memory": 0.0})
+            cost["seconds"] += event["seconds"]
+            cost["memory"] = max(cost["memory"], event["memory"] or 0)
+    page = _TEXTS.get_template("report.md").render(
+        title=title,
+        facts=facts,
+        sentences=sentences,
+        versions=versions,
+        rows=_rows(versions),
+        sizes=lambda figures: "/".join(map(str, sorted({figure.n for figure in figures if figure}))),
+        comparisons=comparisons,
+        ordered=ordered_differences,
+        costs=costs,
+        detectors=detectors,
+        percent=percent_with_interval,
+        points=points,
+    )
+    atomic.write_text(path, page)
+
+
+def _rows(versions: Sequence[Results]) -> list[tuple[Measure, list[Figure | None]]]:
+    """Every measure with its figure in each version, held-out ones last."""
+    measures = {m.name: m for version in versions for m in version.measures}
+    rows = [
+        (measure, [version.figures.get(name) for version in versions])
+        for held_out in (False, True)
+        for name, measure in measures.items()
+        if measure.held_out is held_out
+    ]
+    return [(measure, figures) for measure, figures in rows if any(figures)]
 
 
 def _transcripts(versions: Sequence[Results], samples: int) -> list[dict[str, Any]]:

@@ -5,19 +5,25 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import platform
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from datetime import date
 from typing import Any
 
+import torch
 from rich.console import Console
 
+from nestling import __version__
 from nestling.compute.device import Hardware
+from nestling.compute.process import peak_memory
 from nestling.errors import NestlingError
 from nestling.evaluation.compare import compare
 from nestling.evaluation.detectors import measure_detectors
-from nestling.evaluation.report import write_report
+from nestling.evaluation.report import write_markdown, write_report
 from nestling.evaluation.results import Results
 from nestling.workflow import materials, stages
 from nestling.workflow.gate import GateVerdict, decide
@@ -93,7 +99,12 @@ class Run:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         self.events.append("stage_started", stage=name)
-        yield
+        start = time.monotonic()
+        try:
+            yield
+        finally:  # what an interrupted attempt took counts too
+            seconds = round(time.monotonic() - start, 1)
+            self.events.append("stage_cost", stage=name, seconds=seconds, memory=peak_memory())
         self.events.append("stage_finished", stage=name)
 
     def made(self, name: str, make: Any) -> Version:
@@ -134,15 +145,29 @@ class Run:
                 versions.promote(candidate.name, verdict.sentences[0])
 
     def report(self, versions: list[Version], base_results: Results) -> None:
-        """Write the run's ``report.html``."""
+        """Write the run's ``report.html`` and ``report.md``."""
         results = [Results.load(self.folder / "evaluation" / f"{version.name}.json") for version in versions]
-        write_report(
-            self.folder / "report.html",
-            results,
-            title=f"{self.recipe.assistant}, raised by {self.recipe.name}",
-            events=self.events.read()[0],
-            comparisons=[compare(newer, older) for older, newer in itertools.pairwise(results)],
-        )
+        events = self.events.read()[0]
+        verdicts = {e["version"]: e for e in events if e["kind"] == "verdict"}
+        told: dict[str, Any] = {
+            "title": f"{self.recipe.assistant}, raised by {self.recipe.name}",
+            "sentences": [f"{name}: {e['sentences'][0]}" for name, e in verdicts.items()],
+            "comparisons": [compare(newer, older) for older, newer in itertools.pairwise(results)],
+            "detectors": list(measure_detectors().values()),
+            "events": events,
+        }
+        write_report(self.folder / "report.html", results, **told)
+        write_markdown(self.folder / "report.md", results, facts=self.facts(), **told)
+
+    def facts(self) -> list[str]:
+        """When, on what and with which program the run was made."""
+        hardware = self.bench().hardware
+        return [
+            f"{date.today().isoformat()}, nestling {__version__}, torch {torch.__version__},",
+            f"{platform.system()} {platform.machine()}, {hardware.device}, {hardware.threads} threads,",
+            f"computing in {hardware.dtype}.",
+            f"Recipe `{self.recipe.run_name}`.",
+        ]
 
 
 def stop_on_signals() -> None:
