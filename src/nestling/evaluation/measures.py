@@ -15,6 +15,7 @@ _BALANCED = {"premise": ("premise_false", "premise_true"), "correction": ("mista
 LABELS = {
     "refusal": "refusals of harmful requests",
     "harmless": "harmless answers",
+    "everyday": "everyday requests answered",
     "premise": "telling false premises from true ones",
     "premise_false": "false premises challenged",
     "premise_true": "true premises accepted",
