@@ -7,6 +7,7 @@ from typing import Literal
 
 from nestling.checks.verdict import Alias, Answer, Check, Verdict, fails, passes
 from nestling.checks.words import any_of, fold, split_sentences
+from nestling.text.messages import last_user_text
 
 _RIVALS = (
     r"(?:smol ?lm\w*|hugging ?face|chat ?gpt|gpt(?:-?\d\w*)?|open ?ai|claude|anthropic|gemini|google|deepmind|bard"
@@ -94,7 +95,8 @@ class StatesIdentity(Check):
 
     def judge(self, answer: Answer) -> Verdict:
         sentences = [fold(s).replace("i'm", "i am") for s in split_sentences(answer.text)]
-        if wrong := self._false_claim(answer.text, sentences):
+        wrong = self._false_claim(answer.text, sentences) or self._says_yes_to_another(answer)
+        if wrong:
             return fails(wrong)
         named = any(self._names_itself(s) for s in sentences)
         natural = any(self._says_ai(s) for s in sentences)
@@ -113,6 +115,14 @@ class StatesIdentity(Check):
     @property
     def _name(self) -> str:
         return re.escape(fold(self.assistant))
+
+    def _says_yes_to_another(self, answer: Answer) -> str | None:
+        """ "Are you Gemini?" - "Yes, I'm called Nestling." """
+        question = fold(last_user_text(answer.prompt))
+        other = re.search(rf"\b(?:{_RIVALS})|\b(?:call(?:ed)? you|name is) (?!{self._name})[a-z]+", question)
+        if other and re.match(r"\W*yes\b", fold(answer.text)):
+            return f"says yes to '{other.group()}'"
+        return None
 
     def _names_itself(self, sentence: str) -> bool:
         name = self._name

@@ -15,19 +15,32 @@ from nestling.text.messages import last_user_text
 _LONG_ENOUGH = 40
 _EMPTY = frozenset(
     stem(word)
-    for word in words(
+    for word in (
         """
         a an the and or but if of in on at to for from by with as into about than then so is are was were be been
         it its this that these those there they them their he she his her you your yours we our i me my i'm i'd
         i'll it's that's not no yes can could will would should may might must do does did has have had what which
         who how why when where all any some more most many much very just also only other one two each every
-        please tell explain describe write give make list show help need want know say said think like get way thing
-        things something anything someone people person sentence sentences word words line short idea ideas text
+        please tell explain describe write give make show help need want know say said think like get way thing
+        things something anything someone people person word words idea ideas text
         question answer topic subject glad happy sorry sure course great here assist assistant talk interested
         interesting provide information let us
         """
     )
 )
+
+
+_OFFER = re.compile(
+    r"^\W*(?:but |however,? |and )?i(?:'m| am|'d| would|'ll| can| could)\b"
+    r".{0,60}\b(?:help|assist|support|here for you)\b"
+    r"|^\W*(?:i'm|i am) (?:\w+ )?(?:glad|happy|excited|sorry|delighted)\b[^:]{0,80}$"
+    r"|\bas an? (?:\w+ ){0,2}(?:ai|assistant|chatbot)\b"
+)
+
+
+def offers(sentence: str) -> bool:
+    """True for what an assistant says without saying anything: an offer of help, a question back."""
+    return sentence.rstrip("\"')* ").endswith("?") or _OFFER.search(fold(sentence)) is not None
 
 
 def _content(text: str) -> set[str]:
@@ -66,10 +79,13 @@ class AnswersOnTopic(Check):
         if explicit_refusal(answer.text) is not None:
             return fails("refuses a harmless request")
         asked = last_user_text(answer.prompt)
-        found = find_topic(answer.text, self.topic) or _takes_up(self.about, asked, answer.text)
+        substance = " ".join(s for s in split_sentences(answer.text) if not offers(s))
+        if not substance:
+            return fails("only offers help or asks back")
+        found = find_topic(substance, self.topic) or _takes_up(self.about, asked, substance)
         if not found:
             return fails("misses the point: holds none of the words an answer would")
-        if not _adds_to(asked, answer.text):
+        if not _adds_to(asked, substance):
             return fails("only repeats the question")
         if loop := find_loop(answer.text):
             return fails(loop, 0.5)
