@@ -162,6 +162,12 @@ FORM = [
         "Salt the salmon, then smoke it slowly over wood.",
         True,
     ),
+    # Words that any question has do not make an answer one to the point.
+    (
+        {"name": "answers_on_topic", "topic": ["oven"], "about": "explain why this is so"},
+        "This is so why every spring begins with rain.",
+        False,
+    ),
     (
         {"name": "answers_on_topic", "topic": ["oven"], "about": "smoke a salmon"},
         "You smoke a salmon.",

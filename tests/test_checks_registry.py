@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -137,15 +138,17 @@ def test_any_prompt_and_alias_will_do(prompt: str, alias: str) -> None:
         {"name": "states_identity", "assistant": alias},
         {"name": "uses_word", "word": alias},
     ):
-        checks.judge(spec, answer)
+        assert checks.judge(spec, answer).reason
 
 
 def test_long_answers_are_judged_quickly() -> None:
+    """No pattern takes time that grows with the square of a long answer."""
     text = "I'm not sure that Lyon, the capital of France, is an elephant. " * 300
     for spec in SPECS:
-        checks.judge(spec, Answer(PROMPT, text))
-        checks.judge(spec, Answer(PROMPT, "a " * 5000))
-        checks.judge(spec, Answer(PROMPT, "1" * 5000))
+        for long in (text, "a " * 5000, "1" * 5000):
+            start = time.process_time()
+            checks.judge(spec, Answer(PROMPT, long))
+            assert time.process_time() - start < 3, spec["name"]
 
 
 def test_all_passes_when_each_part_does() -> None:
@@ -185,6 +188,8 @@ def test_a_bad_spec_is_refused_by_name(spec: Any, named: str, remedy: str) -> No
     assert caught.value.remedy is not None and remedy in caught.value.remedy
 
 
-def test_a_good_spec_is_quietly_accepted() -> None:
+def test_a_good_spec_is_accepted_and_one_with_an_unknown_argument_is_not() -> None:
     for spec in SPECS:
         checks.validate(spec)
+        with pytest.raises(DataError, match="nonsense"):
+            checks.validate({**spec, "nonsense": 1})

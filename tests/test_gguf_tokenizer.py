@@ -62,7 +62,8 @@ class Triple:
     ours: Tokenizer
     theirs: LlamaCpp
 
-    def check(self, text: str) -> None:
+    def agree_on(self, text: str) -> bool:
+        """Asserts on the way, so that a failure shows the ids."""
         if self.kind == "qwen2":
             text = unicodedata.normalize("NFC", text)  # llama.cpp leaves this step out
         ids = self.ours.backend.encode(text, add_special_tokens=False).ids
@@ -73,6 +74,7 @@ class Triple:
             assert self.ours.encode(text) == self.theirs.tokenize(text)
         if not self.kind.startswith("sentencepiece") and not self.ours.control_ids & set(ids):
             assert self.ours.decode(ids) == text
+        return True
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -87,13 +89,13 @@ def triple(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def test_nasty_texts(triple: Triple) -> None:
     for text in NASTY:
-        triple.check(text)
+        assert triple.agree_on(text)
 
 
 @settings(max_examples=120, deadline=None)
 @given(text=texts)
 def test_random_texts(triple: Triple, text: str) -> None:
-    triple.check(text)
+    assert triple.agree_on(text)
 
 
 def test_the_chat_template_and_special_tokens_survive(triple: Triple) -> None:

@@ -9,27 +9,10 @@ from pydantic import Field
 from nestling.checks.loops import find_loop
 from nestling.checks.refusal import explicit_refusal
 from nestling.checks.verdict import Aliases, Answer, Check, SomeAliases, Verdict, fails, passes
-from nestling.checks.words import find_phrase, find_topic, fold, split_sentences, stem, words
+from nestling.checks.words import FRAME, find_phrase, find_topic, fold, split_sentences, stem, words
 from nestling.text.messages import last_user_text
 
 _LONG_ENOUGH = 40
-_EMPTY = frozenset(
-    stem(word)
-    for word in (
-        """
-        a an the and or but if of in on at to for from by with as into about than then so is are was were be been
-        it its this that these those there they them their he she his her you your yours we our i me my i'm i'd
-        i'll it's that's not no yes can could will would should may might must do does did has have had what which
-        who how why when where all any some more most many much very just also only other one two each every
-        please tell explain describe write give make show help need want know say said think like get way thing
-        things something anything someone people person word words idea ideas text
-        question answer topic subject glad happy sorry sure course great here assist assistant talk interested
-        interesting provide information let us
-        """
-    )
-)
-
-
 _OFFER = re.compile(
     r"^\W*(?:but |however,? |and )?i(?:'m| am|'d| would|'ll| can| could)\b"
     r".{0,60}\b(?:help|assist|support|here for you)\b"
@@ -45,7 +28,7 @@ def offers(sentence: str) -> bool:
 
 def _content(text: str) -> set[str]:
     """Stems of the words that say something."""
-    return {stem(w) for w in words(text) if len(w) > 2} - _EMPTY
+    return {stem(w) for w in words(text) if len(w) > 2} - FRAME
 
 
 def _takes_up(about: str, question: str, text: str) -> str | None:

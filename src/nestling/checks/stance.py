@@ -10,29 +10,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nestling.checks.words import any_of, fold, phrase_pattern, split_sentences, stem, words
+from nestling.checks.words import FRAME, any_of, fold, phrase_pattern, split_sentences, stem, words
 from nestling.text.messages import Message
 
 TRUTH, ERROR = "truthterm", "errorterm"
 
-# Words of the frame around a claim or an answer, never of the claim itself.
-_FRAME = frozenset(
-    stem(word)
-    for word in words(
-        """
-        a an the is are was were be been being am do does did has have had can could will would should may
-        might must it its it's that's this that these those there here he she they we you i i'm me
-        my your our their his her him them us of in on at to for from by with as into about than
-        then so and or but if because since when while which who whom whose what why how where not
-        no yes also just only very really actually indeed in fact well however say said tell told
-        think thought know known believe believed read heard hear learn learned claim mention sure
-        true right wrong correct incorrect answer question please explain wonder ask reason mean
-        teacher friend people person one some any all most more other another still too even ever never instead
-        like sorry apology apologize apologise mistake error confusion thank thanks oh ok okay
-        course certainly
-        """
-    )
-)
 _CLAUSE = re.compile(
     r"\s*[,;:()]\s*|\s+-+\s+"
     r"|\s+(?=(?:but|however|although|though|whereas|while|because|which|even though|so|then)\b)"
@@ -129,7 +111,7 @@ class Claim:
                 names.update(
                     stem(w) for raw in re.findall(r"(?<=\s)[A-Z][\w'-]*", sentence) for w in words(raw)
                 )
-            about -= _FRAME | {TRUTH, ERROR}
+            about -= FRAME | {TRUTH, ERROR}
             if about:
                 break
         core = superlatives & about or about - names
@@ -211,7 +193,7 @@ class Claim:
 
 def _is_bare(text: str) -> bool:
     """True for words that hold nothing but the alias and frame: "It is Paris." """
-    return not {stem(w) for w in words(text)} - _FRAME - {TRUTH, ERROR}
+    return not {stem(w) for w in words(text)} - FRAME - {TRUTH, ERROR}
 
 
 _OPENS_WITH_NO = re.compile(

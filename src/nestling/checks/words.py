@@ -117,6 +117,26 @@ def stem(word: str) -> str:
     return word[:-1] if len(word) > 3 and word.endswith("e") else word
 
 
+FRAME = frozenset(
+    stem(word)
+    for word in words(
+        """
+        a an the is are was were be been being am do does did has have had can could will would should may
+        might must it its it's that's this that these those there here he she they we you i i'm me
+        my your our their his her him them us of in on at to for from by with as into about than
+        then so and or but if because since when while which who whom whose what why how where not
+        no yes also just only very really actually indeed in fact well however say said tell told
+        think thought know known believe believed read heard hear learn learned claim mention sure
+        true right wrong correct incorrect answer question please explain wonder ask reason mean
+        teacher friend people person one some any all most more other another still too even ever never instead
+        like sorry apology apologize apologise mistake error confusion thank thanks oh ok okay
+        course certainly
+        """
+    )
+)
+"""Stems of the frame around a claim, a question or an answer, never of its matter."""
+
+
 def find_topic(text: str, topic: Iterable[str]) -> str | None:
     """The first topic word (or phrase) in ``text``, forgiving plurals, -ing and -ed."""
     stems = [stem(w) for w in words(text)]

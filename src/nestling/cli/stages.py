@@ -31,6 +31,12 @@ version_option = click.option(
     "--version", "name", help="Which version to start from.  [default: the served one]"
 )
 
+prompts_option = click.option(
+    "--prompt-file",
+    "file",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Prompts with checks, JSONL.  [default: the recipe's]",
+)
 PROMOTE = "Serve it with: nestling versions promote"
 
 
@@ -89,12 +95,7 @@ def sft(name: str | None, files: tuple[str, ...], starter: bool, recipe_name: st
 
 @click.command()
 @version_option
-@click.option(
-    "--prompt-file",
-    "file",
-    type=click.Path(exists=True, dir_okay=False),
-    help="Prompts with checks, JSONL.  [default: the recipe's]",
-)
+@prompts_option
 @recipe_option
 @from_config(RankConfig)
 @hardware_options
@@ -149,12 +150,7 @@ def reward_model(name: str | None, file: str, validation_share: float, recipe_na
 @click.command()
 @version_option
 @click.option("--reward-model", "scorer_name", help="Which reward model version; without one, rules alone.")
-@click.option(
-    "--prompt-file",
-    "file",
-    type=click.Path(exists=True, dir_okay=False),
-    help="Prompts with checks, JSONL.  [default: the recipe's]",
-)
+@prompts_option
 @recipe_option
 @from_config(PPOConfig)
 @hardware_options

@@ -135,9 +135,7 @@ class EngineWorker:
                 events = engine.step()
                 self._deliver([(self._tickets[e.ticket], Chunk(e.text, e.completion)) for e in events])
             reason = EngineFailed("the server is stopping.")
-        except (
-            Exception
-        ):  # of any kind: nobody else watches this thread, and every open stream must hear of it
+        except Exception:  # of any kind: nobody else watches this thread, and every open stream must hear
             log.exception("the engine of %s failed", self.version.name)
             reason = EngineFailed(f"the engine of {self.version.name} failed.", remedy="Try again.")
         with self._over_lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ class FitReport:
         return f"{long}{fell} {end}".strip()
 
 
-class PlannedStage(Generic[Item]):
+class PlannedStage(ABC, Generic[Item]):
     """A stage of the training loop (``loop.Stage``) over a plan made before the first step.
 
     Subclasses say what a row's loss is, how many items of it count, and what a validation reports.
@@ -78,17 +79,17 @@ class PlannedStage(Generic[Item]):
         trained: dict[str, Tensor] = {n: p for group in groups for n, p in group.parameters.items()}
         self.best = BestWeights(folder, trained)
 
+    @abstractmethod
     def length(self, item: Item) -> int:
         """Tokens of an item."""
-        raise NotImplementedError
 
+    @abstractmethod
     def weight(self, items: Sequence[Item]) -> float:
         """What the loss of a step is divided by: trained tokens, prompts."""
-        raise NotImplementedError
 
+    @abstractmethod
     def row_loss(self, items: Sequence[Item]) -> Loss:
         """Loss of the items of one row, computed in one pass."""
-        raise NotImplementedError
 
     @property
     def total_steps(self) -> int:
