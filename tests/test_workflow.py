@@ -54,10 +54,19 @@ def test_held_out_behaviours_may_not_be_rewarded_or_ranked() -> None:
 
 def test_the_quickstart_rewards_nothing_that_is_held_out_and_stays_in_its_budget() -> None:
     recipe = load_recipe("quickstart")
-    assert materials.training_items(recipe, recipe.rank.prompts)
-    assert materials.training_items(recipe, recipe.ppo_prompts)
+    assert materials.ranking_items(recipe, recipe.rank.prompts) and materials.ppo_items(recipe)
     assert recipe.sft.max_tokens <= 250_000 and recipe.reward_model.max_tokens <= 250_000
     assert recipe.ppo.iterations <= 60
+
+
+def test_what_is_demonstrated_ranked_and_rewarded_are_different_prompts_where_there_are_enough() -> None:
+    recipe = load_recipe("quickstart")
+    ids = lambda items, name: {item.id for item in items if item.behaviour == name}
+    ranked, rewarded = materials.ranking_items(recipe, recipe.rank.prompts), materials.ppo_items(recipe)
+    for name in ("refusal", "harmless", "everyday", "premise_false", "premise_true", "memory", "format"):
+        shown = materials.training_items(recipe, {name: recipe.data.demonstrations[name]})
+        assert not ids(shown, name) & ids(ranked, name) and not ids(ranked, name) & ids(rewarded, name), name
+        assert not ids(shown, name) & ids(rewarded, name), name
 
 
 def test_a_recipe_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
@@ -81,8 +90,8 @@ SETTINGS = {
     "evaluation": {
         "max_new_tokens": 4,
         "sizes": dict.fromkeys(
-            ["refusal", "harmless", "premise_false", "premise_true", "mistake", "hold_truth", "memory", "identity",
-             "chinese", "small_talk", "ends", "format", "facts", "arithmetic", "list_count", "starts_with",
+            ["refusal", "harmless", "everyday", "premise_false", "premise_true", "mistake", "hold_truth", "memory",
+             "identity", "chinese", "small_talk", "ends", "format", "facts", "arithmetic", "list_count", "starts_with",
              "letter_case", "either_or", "yes_no", "verse", "retention"], 4),
     },
 }  # fmt: skip
@@ -141,6 +150,12 @@ def test_a_run_goes_from_base_to_verdict(whole: Path) -> None:
     assert cards["reward_model"].metrics["reward_model"]["all"]["pairs"] > 0
     [run] = workspace.runs.glob("tiny-*")
     assert (run / "report.html").read_text().startswith("<!")
+    report = (run / "report.md").read_text()
+    assert (
+        "## v2-sft against v1-base" in report and "## v4-ppo against v2-sft" in report
+    )  # gains of the newer one
+    costs = [line for line in report.splitlines() if line.startswith(("| sft |", "| ppo |", "| gate-base |"))]
+    assert len(costs) == 3 and all(line.endswith("|") and "- |" not in line for line in costs), costs
     assert not list(run.glob("*/checkpoint-*"))  # 1.6 GB each at full size
     state = ProgressReader(workspace)()
     assert state is not None and state["state"] == "finished"

@@ -203,6 +203,12 @@ class TestVersions:
         serving = store.serving()
         assert serving is not None and serving.name == "v1-ppo"
 
+    def test_a_reward_model_is_not_served(self, store: VersionStore) -> None:
+        store.publish(write_model, Card(kind="reward_model"))
+        with pytest.raises(WorkspaceError, match="'v1-reward-model' is a reward model"):
+            store.promote("v1-reward-model", "no", force=True)
+        assert store.serving() is None
+
     def test_damage_is_named(self, store: VersionStore) -> None:
         version = store.publish(write_model, Card(kind="base"))
         store.promote(version.name, "first")

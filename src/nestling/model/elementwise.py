@@ -1,8 +1,8 @@
 """RMSNorm and rotary positions with backward passes written out.
 
 Both are bound by memory, not arithmetic: what counts is how often the activations are read and what is kept for the
-backward pass. Autograd's version of RMSNorm walks them 25 times in bf16; this one 9 times (measured on a CPU at
-[2040, 576]: 7.9 ms forward and backward, and 3.3 ms). The forward formulas are the same with and without gradients.
+backward pass. At [2040, 576] in bf16 on two CPU cores, RMSNorm forward and backward takes 5.2 ms, PyTorch's 6.8; and
+it keeps bf16 where autograd keeps fp32. The forward formulas are the same with and without gradients.
 """
 
 from __future__ import annotations

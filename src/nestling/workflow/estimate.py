@@ -8,21 +8,21 @@ from pathlib import Path
 from rich.table import Table
 
 from nestling.compute.device import Hardware, matrix_rates
+from nestling.evaluation.suite import build_suite
 from nestling.model.config import ModelConfig
 from nestling.model.gguf_reader import read_gguf
 from nestling.model.hf_folder import read_config
 from nestling.workflow.fetch import known_bases
 from nestling.workflow.recipe import Recipe
 
-# Shares of the measured matrix-product rate that whole passes reach; measured on the quickstart (docs/results).
-TRAIN_SHARE = 0.38
-FORWARD_SHARE = 0.4
-DECODE_SHARE = 0.22  # of a decode step's rows
+# Shares of the measured matrix-product rate that whole passes reach: two cores, 135M parameters (docs/decisions.md).
+TRAIN_SHARE = 0.6
+FORWARD_SHARE = 0.62
+DECODE_SHARE = 0.34  # of a decode step's rows
 DECODE_SECONDS_PER_BYTE = 1 / 5.4e9  # a decode step reads every weight once, at well under the memory's speed
 BATCH = 64
 MEAN_ANSWER = 40  # tokens
 MEAN_PROMPT = 45
-SUITE_PROMPTS = 2600  # of the gate split, all behaviours and direct questions
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Cost:
     ppo, ranking = recipe.ppo, sum(recipe.rank.prompts.values())
     answers = ppo.prompts * (ppo.iterations + ppo.critic_warmup)
     tokens = answers * (MEAN_PROMPT + MEAN_ANSWER)
-    measure = write(SUITE_PROMPTS, MEAN_ANSWER, MEAN_PROMPT)
+    asked = len(build_suite("gate", sizes=recipe.evaluation.sizes).items)
+    measure = write(asked, MEAN_ANSWER, MEAN_PROMPT)
     seconds = {
         "replay": write(recipe.data.replay, 110, 30),
         "sft": train(recipe.sft.max_tokens),
