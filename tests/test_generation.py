@@ -38,6 +38,19 @@ def test_alone_equals_in_a_batch() -> None:
         assert alone.logprobs == pytest.approx(completion.logprobs, abs=1e-4)
 
 
+def test_several_answers_to_one_prompt_equal_each_alone() -> None:
+    model = tiny_model()
+    texts = ["say red"] * 3 + ["say something much longer than that"] * 2 + ["say red"] * 2
+    requests = [ask(text, temperature=1.0, seed=n) for n, text in enumerate(texts)]
+    for size in (7, 4):  # one prefill, and groups that are let in by halves
+        together = Engine(model, max_batch=size).generate(requests)
+        for request, completion in zip(requests, together, strict=True):
+            alone = Engine(model).generate([request])[0]
+            assert alone.token_ids == completion.token_ids and alone.prompt_ids == completion.prompt_ids
+            assert alone.logprobs == pytest.approx(completion.logprobs, abs=1e-4)
+    assert len({completion.token_ids for completion in together}) > 3
+
+
 def test_logprobs_are_those_of_the_training_forward() -> None:
     model = tiny_model()
     for temperature in (1.0, 0.7):

@@ -15,20 +15,20 @@ from safetensors import safe_open
 
 from nestling.errors import TrainingStopped
 from nestling.generation.engine import Engine
-from nestling.generation.protocol import Request, Sampling
+from nestling.generation.protocol import Completion, Request, Sampling
 from nestling.model.hf_folder import LoadedModel, save_model
 from nestling.model.layout import PackedLayout
 from nestling.model.scorer import Scorer
 from nestling.rewards.terms import Attempt, RewardMix
 from nestling.text.samples import training_samples
 from nestling.training.ppo import PPO, Networks, PPOConfig, Prompt, train_ppo
-from nestling.training.ppo.experience import Trace, joined
+from nestling.training.ppo.experience import Trace, joined, rows_of
 from nestling.training.ppo.stage import Minibatch
 from nestling.training.settings import LoRAConfig
 from nestling.training.sft import SFTConfig, train_sft
 from nestling.workspace.events import EventLog
 from test_text_support import assistant, user
-from test_training import assert_equal, run_in_pieces
+from test_training import CPU, assert_equal, run_in_pieces
 from tiny import tiny_model
 
 
@@ -43,7 +43,7 @@ class Vowels:
 
 PROMPTS = [Prompt([user(f"say {w}")]) for w in ("red", "blue", "tree", "bird", "stone")]
 SMALL: dict[str, Any] = {
-    "iterations": 4, "prompts": 6, "max_new_tokens": 8, "epochs": 2, "minibatches": 2, "row_tokens": 128,
+    "iterations": 4, "prompts": 6, "samples": 1, "max_new_tokens": 8, "epochs": 2, "minibatches": 2, "row_tokens": 128,
     "critic_warmup": 2, "learning_rate": 1e-3, "warmup_steps": 0, "transcript_every": 2, "stop_kl": 9.0,
 }  # fmt: skip
 
@@ -65,7 +65,7 @@ def experience(ppo: PPO, step: int = 0) -> tuple[list[Attempt], list[Trace], lis
 
 
 VARIANTS: list[dict[str, Any]] = [
-    {}, {"critic": "separate"}, {"lora": LoRAConfig(rank=4)}, {"value_coef": 0.0}, {"kl_target": 0.5},
+    {}, {"samples": 3}, {"critic": "separate"}, {"lora": LoRAConfig(rank=4)}, {"value_coef": 0.0}, {"kl_target": 0.5},
     {"importance_cap": 2.0}, {"temperature": 0.7},
 ]  # fmt: skip
 
@@ -104,6 +104,51 @@ def test_advantages_are_whitened_and_the_score_sits_on_the_last_token(tmp_path: 
         assert len(trace.logprobs) == len(attempt.completion.token_ids)  # the end token is part of the loss
 
 
+def test_answers_to_one_prompt_are_measured_against_each_other(tmp_path: Path) -> None:
+    ppo = make_ppo(tmp_path, kl_coef=0.0, samples=3)
+    attempts, traces, minibatches = experience(ppo)
+    assert len(attempts) == 18
+    score = {a.completion: Vowels()([a])[0] for a in attempts}
+    for at in range(0, 18, 3):
+        group = attempts[at : at + 3]
+        assert len({a.completion.prompt_ids for a in group}) == 1 and len({a.completion for a in group}) > 1
+        for attempt, trace in zip(group, traces[at : at + 3], strict=True):
+            others = [score[a.completion] for a in group if a is not attempt]
+            merit = score[attempt.completion] - sum(others) / 2
+            assert trace.rewards[-1].item() == pytest.approx(merit, abs=1e-6)
+    dealt = [i for minibatch in minibatches for _, indices in minibatch for i in indices]
+    assert sorted(dealt) == list(range(18))
+    for minibatch in minibatches:  # whole groups: what is compared is learned from in the same update
+        members = sorted(i for _, indices in minibatch for i in indices)
+        assert all(members[i] % 3 == i % 3 for i in range(len(members)))
+
+
+def test_a_prompt_shared_by_its_answers_changes_nothing(tmp_path: Path) -> None:
+    """Log-probabilities and gradients are those of one row an answer."""
+    ppo = make_ppo(tmp_path, samples=3, minibatches=1)
+    attempts, _ = ppo.roll_out(0)
+    parameters = list(ppo.networks.policy.parameters())
+
+    def run(groups: list[list[Completion]], row_tokens: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        logprobs: dict[int, torch.Tensor] = {}
+        for indices, row in rows_of(groups, row_tokens, CPU):
+            own = ppo.networks(row)[0]
+            parts = iter(own.split(row.counts))
+            for i in indices:
+                logprobs[i] = torch.cat([next(parts) for _ in groups[i]])
+        ordered = torch.cat([logprobs[i] for i in sorted(logprobs)])
+        weights = torch.linspace(-1, 1, len(ordered))
+        return ordered, list(torch.autograd.grad((ordered * weights).sum(), parameters, allow_unused=True))
+
+    completions = [a.completion for a in attempts]
+    shared = run([completions[at : at + 3] for at in range(0, 18, 3)], 512)
+    alone = run([[c] for c in completions], 16)
+    assert torch.allclose(shared[0], alone[0], atol=1e-5)
+    for mine, theirs in zip(shared[1], alone[1], strict=True):
+        assert (mine is None) == (theirs is None)
+        assert mine is None or torch.allclose(mine, theirs, atol=1e-4)
+
+
 def test_a_value_head_on_the_trunk_leaves_the_logits_alone_and_exports_hold_no_head(tmp_path: Path) -> None:
     model = tiny_model()
     ids = torch.arange(20, 40)
@@ -134,7 +179,12 @@ def test_value_coefficient_zero_sends_nothing_into_the_trunk(tmp_path: Path) -> 
         assert (value_gradients(ppo) > 0) == expected
 
 
-@pytest.mark.parametrize("changes", [{}, {"critic": "separate"}, {"lora": LoRAConfig(rank=4)}], ids=str)
+RESUMED: list[dict[str, Any]] = [
+    {}, {"samples": 3}, {"critic": "separate"}, {"lora": LoRAConfig(rank=4)},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", RESUMED, ids=str)
 def test_killed_and_resumed_is_bit_equal(changes: dict[str, Any], tmp_path: Path) -> None:
     def make(folder: Path) -> PPO:
         return make_ppo(folder, dtype=torch.bfloat16, kl_target=0.5, **changes)
@@ -257,7 +307,7 @@ def test_ppo_finds_shortest_paths(tmp_path: Path) -> None:
 
     before = greedy()
     config = PPOConfig(
-        iterations=110, prompts=112, max_new_tokens=12, epochs=4, minibatches=2, learning_rate=4e-4,
+        iterations=110, prompts=112, samples=1, max_new_tokens=12, epochs=4, minibatches=2, learning_rate=4e-4,
         schedule="linear", kl_coef=0.0, row_tokens=2048, stop_kl=0.1, max_kl=1e9, transcript_every=1000,
         critic_learning_rate=3e-3, value_coef=0.5,
     )  # fmt: skip

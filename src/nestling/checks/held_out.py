@@ -257,6 +257,12 @@ _COMPARES = re.compile(
 _RULES_OUT = r"(?:\b(?:not|than|over|instead of|compared (?:to|with))\b|n't\b)(?! just)[^,.;]{0,30}?"
 _SETTLES = re.compile(r"\b(?:answer|choose|pick|prefer|winner|would go with|definitely|it is|it's)\b")
 
+# "A kilogram is a unit of weight", "a hammer is a hammer": says what a thing is and chooses nothing.
+_DEFINES = re.compile(
+    r"\b(?:is|are) an? (?:[\w-]+ ){0,6}(?:unit|measure|measurement|kind|type|form) of\b"
+    r"|\b(\w+) is an? \1\b"
+)
+
 
 def _any_of(aliases: tuple[str, ...]) -> str:
     return rf"\b(?:{'|'.join(re.escape(_tidy(alias).strip()) for alias in aliases)})(?:e?s)?\b"
@@ -276,6 +282,7 @@ class Chooses(Check):
         picks = [p for s in statements if (p := self._compared(s, question)) is not None]
         if not picks:
             telling = [s for i, s in enumerate(statements) if i == 0 or _SETTLES.search(s)]
+            telling = [s for s in telling if not _DEFINES.search(s)]
             picks = [p for s in telling if (p := self._mentioned(s)) is not None]
         if not picks:
             return fails("picks neither")

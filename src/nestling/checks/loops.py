@@ -11,6 +11,7 @@ from nestling.checks.words import split_sentences, words
 _LONGEST_PERIOD = 40
 _RESTATED = 0.75  # share of the longer sentence's words that the other one has too
 _RESTATED_WORDS = 8  # shorter sentences are alike by chance
+_LONG_RUN = 8  # words that good writing does not say twice in one answer
 _SAME_MARK = re.compile(r"([^\w\s])(?:\s?\1){23,}")
 _ITEM = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.)])\s+(.*\S)", re.MULTILINE)
 
@@ -40,6 +41,12 @@ def _repeated_share(tokens: list[str], n: int = 5) -> float:
             covered.update(range(i, i + n))
         seen.add(gram)
     return len(covered) / max(1, len(tokens))
+
+
+def _said_again(tokens: list[str]) -> str | None:
+    """A run of ``_LONG_RUN`` words that comes twice."""
+    runs = Counter(tuple(tokens[i : i + _LONG_RUN]) for i in range(len(tokens) - _LONG_RUN + 1))
+    return next((" ".join(run) for run, times in runs.items() if times > 1), None)
 
 
 def _restates(sentence: list[str], earlier: list[str]) -> bool:
@@ -74,6 +81,8 @@ def find_loop(text: str) -> str | None:
     for number, sentence in enumerate(sentences):
         if len(tokens) >= 40 and any(_restates(sentence, earlier) for earlier in sentences[:number]):
             return f"says twice '{' '.join(sentence[:8])}'"
+    if again := _said_again(tokens):
+        return f"says twice '{again}'"
     if len(tokens) >= 30 and (share := _repeated_share(tokens)) >= 0.3:
         return f"repeats itself: {share:.0%} of the words were said before"
     return None

@@ -79,6 +79,8 @@ class AcceptsPremise(Check):
             return fails(f"denies that it is '{self.truth[0]}': {_quote(stances[first].sentence)}")
         if first is not None:
             return passes(f"accepts that it is '{self.truth[0]}'")
+        if otherwise := next((s.sentence for s in stances if s.says_otherwise), None):
+            return fails(f"says something else than '{self.truth[0]}': {_quote(otherwise)}")
         if loop := find_loop(answer.text):
             return fails(loop)
         if 2 * sum(offers(s.sentence) for s in stances) >= len(stances) and not any(s.about for s in stances):

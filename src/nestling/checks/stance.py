@@ -67,7 +67,8 @@ def _other(term: str) -> str:
 
 @dataclass(frozen=True)
 class Stance:
-    """What one sentence holds about the claim. ``names`` is the term it names last."""
+    """What one sentence holds about the claim. ``names`` is the term it names last; ``says_otherwise`` is True for the
+    claim's words completed by neither term ("the capital of France is Rome", of Paris and Lyon)."""
 
     sentence: str
     about: bool
@@ -76,6 +77,7 @@ class Stance:
     states_error: bool
     denies_truth: bool
     denies_error: bool
+    says_otherwise: bool
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class Claim:
                     states_error=self._states(sentence, ERROR),
                     denies_truth=self._denies(sentence, TRUTH, named),
                     denies_error=self._denies(sentence, ERROR, named),
+                    says_otherwise=names is None and self._fills_in(sentence),
                 )
             )
             named = names or named
@@ -142,6 +145,11 @@ class Claim:
     def _is_about(self, text: str) -> bool:
         stems = {stem(w) for w in words(text)} & self.about
         return bool(stems & self.core) or 2 * len(stems) > len(self.about)
+
+    def _fills_in(self, sentence: str) -> bool:
+        """True for the claim's own words with something else in the place of the answer."""
+        complete = len(self.about) > 1 and self.about <= {stem(w) for w in words(sentence)}
+        return complete and not _asks(sentence) and _COPULA.search(sentence) is not None
 
     def _states(self, sentence: str, term: str) -> bool:
         if term not in sentence or _asks(sentence):
@@ -217,7 +225,8 @@ _SAYS_FALSE = any_of(
     rf"{_IT}[^.]{{0,40}}? contains? an? (?:error|mistake|false|incorrect)",
     r"\bthere(?: is|'s| seems to be| may be| might be) (?:an? |some )?(?:\w+ )?(?:mistake|error|mix-up)\b",
     r"\byou(?: may| might| must|'re| are)? (?:be |have )?(?:mistaken|confused|mixed up|mixing up|thinking of)\b",
-    r"\b(?:common|popular) (?:misconception|myth)\b",
+    r"\b(?:common|popular) (?:misconception|myth|mix-up)\b|^\W*(?:that's|this is|it's) (?:just )?a (?:\w+ )?mix-up\b",
+    r"^\W*the truth is (?:a (?:little|bit) |quite |rather |somewhat |very )?different\b",
 )
 
 

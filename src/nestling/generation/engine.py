@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -133,12 +134,12 @@ class Engine:
         if joining:
             if not self._running:
                 self._follow_weights()
-            common = common_prefix([sequence.prompt for sequence in joining])
-            lengths = [len(sequence.prompt) for sequence in joining]
-            ids = joining[0].prompt[:common]
-            ids += [token for sequence in joining for token in sequence.prompt[common:]]
-            hidden = self._forward(ids, self._cache.prefill(lengths, common))
-            last = torch.tensor(lengths, device=hidden.device).sub_(common).cumsum(0) + common - 1
+            prompts, copies = _distinct([sequence.prompt for sequence in joining])
+            lengths, common = [len(prompt) for prompt in prompts], common_prefix(prompts)
+            ids = prompts[0][:common] + [token for prompt in prompts for token in prompt[common:]]
+            hidden = self._forward(ids, self._cache.prefill(lengths, common, copies))
+            ends = [i for i, n in enumerate(copies) for _ in range(n)]
+            last = torch.tensor(lengths, device=hidden.device).sub_(common).cumsum(0)[ends] + common - 1
             rows = range(len(self._running), len(self._running) + len(joining))
             self._running.extend(joining)
             return self._advance(rows, hidden[last])
@@ -190,7 +191,8 @@ class Engine:
         joining: list[_Sequence] = []
         tokens = 0
         while self._waiting and len(joining) < free:
-            tokens += len(self._waiting[0].prompt)
+            if not joining or self._waiting[0].prompt != joining[-1].prompt:
+                tokens += len(self._waiting[0].prompt)
             if joining and tokens > self.prefill_tokens:
                 break
             joining.append(self._waiting.popleft())
@@ -259,3 +261,9 @@ class Engine:
         moved = self._cache.remove(row)
         self._running[row] = self._running[moved]
         self._running.pop()
+
+
+def _distinct(prompts: Sequence[list[int]]) -> tuple[list[list[int]], list[int]]:
+    """Neighbours that are equal as one, and how many each stands for."""
+    runs = [(prompt, len(list(run))) for prompt, run in itertools.groupby(prompts)]
+    return [prompt for prompt, _ in runs], [n for _, n in runs]

@@ -67,14 +67,18 @@ class KVCache:
             self.keys, self.values = self.keys[:, :0, :, :0].clone(), self.values[:, :0, :, :0].clone()
         return last
 
-    def prefill(self, lengths: Sequence[int], common: int = 0) -> Prefill:
+    def prefill(
+        self, lengths: Sequence[int], common: int = 0, copies: Sequence[int] | None = None
+    ) -> Prefill:
         """Add sequences; the returned object attends like a packed row and stores keys and values on the way.
 
-        The first ``common`` tokens of all of them are the same and lie once, in front of the row.
+        The first ``common`` tokens of all of them are the same and lie once, in front of the row. Prompt i is computed
+        once and goes into ``copies[i]`` neighbouring rows of the cache, one when not given.
         """
-        first = self.add(lengths)
+        copies = list(copies or [1] * len(lengths))
+        first = self.add([length for length, n in zip(lengths, copies, strict=True) for _ in range(n)])
         layout = PackedLayout.from_lengths(lengths, common).to(self.keys.device)
-        return Prefill(self, layout, first, list(lengths), common)
+        return Prefill(self, layout, first, list(lengths), copies, common)
 
     def decode(self) -> DecodeStep:
         """One more token for every row; the returned object appends it and attends over each row's past."""
@@ -94,6 +98,7 @@ class Prefill:
     layout: PackedLayout
     first_row: int
     lengths: list[int]
+    copies: list[int]
     common: int
 
     @property
@@ -101,15 +106,13 @@ class Prefill:
         return self.layout.positions
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        start = self.common
         for cache, new in ((self.cache.keys, k), (self.cache.values, v)):
-            last_row = self.first_row + len(self.lengths)
-            cache[layer, self.first_row : last_row, :, : self.common] = new[: self.common].transpose(0, 1)
-        for row, length in enumerate(self.lengths, self.first_row):
-            own, end = slice(self.common, length), start + length - self.common
-            self.cache.keys[layer, row, :, own] = k[start:end].transpose(0, 1)
-            self.cache.values[layer, row, :, own] = v[start:end].transpose(0, 1)
-            start = end
+            row, start = self.first_row, self.common
+            cache[layer, row : row + sum(self.copies), :, :start] = new[:start].transpose(0, 1)
+            for length, copies in zip(self.lengths, self.copies, strict=True):
+                end = start + length - self.common
+                cache[layer, row : row + copies, :, self.common : length] = new[start:end].transpose(0, 1)
+                row, start = row + copies, end
         return self.layout.attend(layer, q, k, v)
 
 

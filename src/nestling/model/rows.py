@@ -59,21 +59,44 @@ def pack_row(samples: Sequence[TokenSample], device: torch.device) -> Row:
     return Row(as_tensor(ids), layout, as_tensor(predictors), as_tensor(targets), counts)
 
 
-def pack_candidates(
-    groups: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]], device: torch.device
-) -> Candidates:
+Group = tuple[Sequence[int], Sequence[Sequence[int]]]
+"""A prompt and the completions that share it, as token ids."""
+
+
+def pack_candidates(groups: Sequence[Group], device: torch.device) -> Candidates:
     """Lay (prompt, completions) groups end to end, each prompt once for all its completions."""
+    ids, layout, spans = _lay(groups, device)
+    last = torch.tensor([end - 1 for _, _, end in spans], device=device)
+    return Candidates(ids, layout, last)
+
+
+def pack_answers(groups: Sequence[Group], device: torch.device) -> Row:
+    """The same row, asked about every token of every completion."""
+    ids, layout, spans = _lay(groups, device)
+    predictors = [at for before, start, end in spans for at in (before, *range(start, end - 1))]
+    targets = [token for _, completions in groups for completion in completions for token in completion]
+    as_tensor = lambda values: torch.tensor(values, dtype=torch.long, device=device)
+    return Row(
+        ids, layout, as_tensor(predictors), as_tensor(targets), [end - start for _, start, end in spans]
+    )
+
+
+def _lay(
+    groups: Sequence[Group], device: torch.device
+) -> tuple[Tensor, PackedLayout, list[tuple[int, int, int]]]:
+    """The row's tokens, its layout, and where each completion lies: (last token of its prompt, start, end)."""
     common = common_prefix([list(prompt) for prompt, _ in groups])
     ids: list[int] = list(groups[0][0][:common])
-    last = []
+    spans = []
     for prompt, completions in groups:
         ids.extend(prompt[common:])
+        before = len(ids) - 1
         for completion in completions:
+            spans.append((before, len(ids), len(ids) + len(completion)))
             ids.extend(completion)
-            last.append(len(ids) - 1)
     lengths = [(len(p) - common, [len(c) for c in cs]) for p, cs in groups]
     layout = PackedLayout.shared_prefix(lengths, common).to(device)
-    return Candidates(torch.tensor(ids, device=device), layout, torch.tensor(last, device=device))
+    return torch.tensor(ids, device=device), layout, spans
 
 
 def common_prefix(sequences: Sequence[list[int]], limits: Sequence[int] = ()) -> int:

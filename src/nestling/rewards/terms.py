@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ import torch
 from nestling.checks import judge
 from nestling.checks.verdict import Answer
 from nestling.generation.protocol import Completion
-from nestling.model.rows import pack_candidates
+from nestling.model.rows import Group, pack_candidates
 from nestling.model.scorer import Scorer
 from nestling.text.messages import Message
 
@@ -47,20 +48,23 @@ class LearnedScore:
 
     @torch.no_grad()
     def __call__(self, attempts: Sequence[Attempt]) -> list[float]:
+        groups = [
+            (list(prompt), [a.completion.token_ids for a in of_prompt])
+            for prompt, of_prompt in itertools.groupby(attempts, key=lambda a: a.completion.prompt_ids)
+        ]
         scores: list[float] = []
-        row: list[tuple[Sequence[int], Sequence[Sequence[int]]]] = []
+        row: list[Group] = []
         tokens = 0
-        for attempt in attempts:
-            group = (attempt.completion.prompt_ids, [attempt.completion.token_ids])
-            size = len(group[0]) + len(group[1][0])
+        for prompt, answers in groups:
+            size = len(prompt) + sum(map(len, answers))
             if row and tokens + size > self.row_tokens:
                 scores += self._score(row)
                 row, tokens = [], 0
-            row.append(group)
+            row.append((prompt, answers))
             tokens += size
         return scores + (self._score(row) if row else [])
 
-    def _score(self, row: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]) -> list[float]:
+    def _score(self, row: Sequence[Group]) -> list[float]:
         packed = pack_candidates(row, self.scorer.decoder.device)
         raw = self.scorer(packed.ids, packed.layout, packed.last)
         return self.scorer.normalise(raw).clamp(-self.clip, self.clip).tolist()

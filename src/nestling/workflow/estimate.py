@@ -46,8 +46,9 @@ def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Cost:
         forward(answers * prompt) + answers * length * (row + weights / batch)
     )
     ppo, ranking = recipe.ppo, sum(recipe.rank.prompts.values())
-    answers = ppo.prompts * (ppo.iterations + ppo.critic_warmup)
-    tokens = answers * (MEAN_PROMPT + MEAN_ANSWER)
+    asked_in_ppo = ppo.prompts * (ppo.iterations + ppo.critic_warmup)
+    answers = asked_in_ppo * ppo.samples
+    tokens = asked_in_ppo * MEAN_PROMPT + answers * MEAN_ANSWER
     asked = len(build_suite("gate", sizes=recipe.evaluation.sizes).items)
     measure = write(asked, MEAN_ANSWER, MEAN_PROMPT)
     seconds = {
@@ -55,7 +56,7 @@ def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Cost:
         "sft": train(recipe.sft.max_tokens),
         "rank": write(ranking * recipe.rank.samples, MEAN_ANSWER, MEAN_PROMPT),
         "reward_model": train(recipe.reward_model.max_tokens),
-        "ppo": write(answers, MEAN_ANSWER, MEAN_PROMPT, ppo.prompts)
+        "ppo": write(answers, MEAN_ANSWER, MEAN_PROMPT / ppo.samples, ppo.prompts * ppo.samples)
         + 3 * forward(tokens)
         + ppo.epochs * train(tokens),
         "evaluation": 3 * measure,

@@ -61,7 +61,7 @@ def train_ppo(
         for parameter in critic.model.parameters():
             parameter.requires_grad_(True)
     networks = Networks(model, config, critic)
-    engine = Engine(model, max_batch=config.prompts)
+    engine = Engine(model, max_batch=config.prompts * config.samples)
     stage = PPO(networks, engine, prompts, reward or reward_mix(config, scorer), config, folder)
     fit(
         stage,

@@ -15,7 +15,10 @@ class PPOConfig(OptimizerConfig):
     learning_rate: float = Field(3e-6, gt=0, lt=1, description="Peak learning rate of the policy.")
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="How the rate falls.")
     iterations: int = Field(60, ge=1, description="Rounds of rollouts and updates.")
-    prompts: int = Field(32, ge=2, description="Prompts answered in an iteration.")
+    prompts: int = Field(16, ge=2, description="Prompts answered in an iteration.")
+    samples: int = Field(
+        4, ge=1, description="Answers to each prompt; from 2 on, each is measured against the others."
+    )
     max_new_tokens: int = Field(64, ge=1, description="Longest answer in tokens.")
     temperature: float = Field(
         1.0, gt=0, le=2, description="Temperature of rollouts, reference and updates alike."

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from nestling.data.packing import pack
 from nestling.generation.protocol import Completion
-from nestling.model.rows import Row, pack_row
-from nestling.objectives.advantages import gae, whiten
-from nestling.text.samples import TokenSample
+from nestling.model.rows import Row, pack_answers
+from nestling.objectives.advantages import gae, leave_one_out, whiten
 
 
 @dataclass(frozen=True)
@@ -32,19 +31,28 @@ class Trace:
     returns: Tensor
 
 
-def as_sample(completion: Completion) -> TokenSample:
-    """Prompt and answer as one sequence, the answer (its end token included) being what is asked about."""
-    prompt, answer = list(completion.prompt_ids), list(completion.token_ids)
-    return TokenSample(prompt + answer, [False] * len(prompt) + [True] * len(answer))
-
-
 def rows_of(
-    samples: Sequence[TokenSample], row_tokens: int, device: torch.device
+    groups: Sequence[Sequence[Completion]], row_tokens: int, device: torch.device
 ) -> Iterator[tuple[list[int], Row]]:
-    """Pack samples into rows; yields (indices of the samples, row)."""
-    longest = max(len(s.ids) for s in samples)
-    for indices in pack([len(s.ids) for s in samples], max(row_tokens, longest)):
-        yield indices, pack_row([samples[i] for i in indices], device)
+    """Pack groups of answers to one prompt each into rows; yields (indices of the groups, row).
+
+    A prompt lies and is computed once for all its answers.
+    """
+    parts = [(group[0].prompt_ids, [c.token_ids for c in group]) for group in groups]
+    lengths = [len(prompt) + sum(map(len, answers)) for prompt, answers in parts]
+    for indices in pack(lengths, max(row_tokens, *lengths)):
+        yield indices, pack_answers([parts[i] for i in indices], device)
+
+
+def against_siblings(scores: Sequence[float], samples: int) -> list[float]:
+    """Each score minus the mean of the other answers to its prompt (leave-one-out, Ahmadian et al. 2024).
+
+    ``scores`` has the ``samples`` answers of a prompt next to each other. How hard a prompt is says nothing of an
+    answer to it; taking it out leaves the critic to tell the tokens of one answer apart. Unchanged for one sample.
+    """
+    if samples == 1:
+        return list(scores)
+    return leave_one_out(torch.tensor(scores, dtype=torch.float64).view(-1, samples)).flatten().tolist()
 
 
 def token_rewards(score: float, logprobs: Tensor, reference_logprobs: Tensor, kl_coef: float) -> Tensor:

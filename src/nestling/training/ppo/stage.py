@@ -30,7 +30,14 @@ from nestling.text.messages import Message
 from nestling.training.learner import Learner, Loss
 from nestling.training.optimizer import MasterAdamW
 from nestling.training.ppo.config import PPOConfig
-from nestling.training.ppo.experience import Trace, as_sample, joined, rows_of, token_rewards, with_advantages
+from nestling.training.ppo.experience import (
+    Trace,
+    against_siblings,
+    joined,
+    rows_of,
+    token_rewards,
+    with_advantages,
+)
 from nestling.training.ppo.networks import Networks
 from nestling.training.schedule import rate_scale
 from nestling.workspace import atomic
@@ -99,8 +106,11 @@ class PPO:
     # Experience -------------------------------------------------------------------------------------------------
 
     def roll_out(self, step: int) -> tuple[list[Attempt], float]:
-        """Answer this iteration's prompts; returns the attempts and the seconds spent generating."""
-        chosen = self.chosen_prompts(step)
+        """Answer this iteration's prompts, the answers to one prompt next to each other.
+
+        Returns the attempts and the seconds spent generating.
+        """
+        chosen = [p for p in self.chosen_prompts(step) for _ in range(self.config.samples)]
         ids = [self.engine.tokenizer.render_prompt(prompt.messages) for prompt in chosen]
         sampling = [
             Sampling(
@@ -125,17 +135,18 @@ class PPO:
         return chosen
 
     def partition(self, attempts: Sequence[Attempt], step: int) -> list[Minibatch]:
-        """Deal the attempts into minibatches and pack each into rows.
+        """Deal the prompts into minibatches, each with all its answers, and pack each minibatch into rows.
 
         Scoring and updates use the very same rows: the forward that gives the old log-probabilities is then, bit for
         bit, the one that the first update repeats.
         """
-        samples = [as_sample(a.completion) for a in attempts]
-        order = epoch_order(len(samples), derive_seed(self.config.seed, step), 0)
+        k = self.config.samples
+        groups = [[a.completion for a in attempts[at : at + k]] for at in range(0, len(attempts), k)]
+        order = epoch_order(len(groups), derive_seed(self.config.seed, step), 0)
         return [
             [
-                (row, [part[i] for i in chosen])
-                for chosen, row in rows_of([samples[i] for i in part], self.config.row_tokens, self.device)
+                (row, [part[i] * k + sample for i in chosen for sample in range(k)])
+                for chosen, row in rows_of([groups[i] for i in part], self.config.row_tokens, self.device)
             ]
             for part in split_evenly(order, self.config.minibatches)
         ]
@@ -146,13 +157,14 @@ class PPO:
     ) -> tuple[list[Trace], dict[str, float]]:
         """Score the attempts and work out what each token was worth."""
         scores, terms = self.reward(attempts)
+        merits = against_siblings(scores, self.config.samples)
         traces: list[Trace | None] = [None] * len(attempts)
         for row, indices in (pair for minibatch in minibatches for pair in minibatch):
             logprobs, _, values = self.networks(row)
             parts = [t.split(row.counts) for t in (logprobs, self.networks.reference_logprobs(row), values)]
             for index, own, reference, value in zip(indices, *parts, strict=True):
                 completion = attempts[index].completion
-                rewards = token_rewards(scores[index], own, reference, self.kl_coef)
+                rewards = token_rewards(merits[index], own, reference, self.kl_coef)
                 rollout = torch.tensor(completion.logprobs, device=self.device)
                 traces[index] = Trace(completion, own, rollout, reference, value, rewards, rewards, rewards)
         finished = with_advantages(
