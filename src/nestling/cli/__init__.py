@@ -8,10 +8,10 @@ from importlib import import_module
 import click
 
 from nestling import __version__
-from nestling.compute.process import keep_memory, sleep_while_waiting
+from nestling.compute.process import keep_memory, settle_libraries
 from nestling.errors import NestlingError
 
-sleep_while_waiting()
+settle_libraries()
 
 COMMANDS = {
     "up": ("run:up", "Get a base model, serve it, and raise it meanwhile."),

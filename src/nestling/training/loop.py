@@ -9,11 +9,15 @@ from typing import Any, Protocol
 
 import torch
 
+from nestling.compute.process import give_memory_back
 from nestling.errors import TrainingStopped
 from nestling.training.checkpoint import load_checkpoint, save_checkpoint
 from nestling.training.learner import Learner
 from nestling.workspace import atomic
 from nestling.workspace.events import EventLog
+
+
+_TIDY_SECONDS = 20.0  # asking for the memory again then costs under 2 % of the time
 
 
 class Stage(Protocol):
@@ -79,7 +83,7 @@ def fit(
         done = state["step"]
     total = stage.total_steps
     events.append("stage_started", stage=stage.name, step=done, total=total, resumed=bool(found))
-    progress, saved = Progress(done, total), time.monotonic()
+    progress, saved, tidied = Progress(done, total), time.monotonic(), time.monotonic()
     while done < total:
         try:
             metrics = stage.step(done)
@@ -97,6 +101,9 @@ def fit(
         )
         if on_step:
             on_step(done, total, metrics)
+        if time.monotonic() - tidied >= _TIDY_SECONDS:
+            give_memory_back()
+            tidied = time.monotonic()
         if time.monotonic() - saved >= checkpoint_seconds and done < total:
             save_checkpoint(folder, done, stage.learner.optimizer.state(), {"stage": stage.state()})
             saved = time.monotonic()
