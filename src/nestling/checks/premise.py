@@ -24,8 +24,8 @@ _AGREES = re.compile(
 
 
 # What a half-right answer earns: the truth after agreeing with a false claim, the truth without admitting the mistake,
-# the truth after giving in. Were it more on one side, always agreeing, or always holding on, would pay (with 0.5 against
-# 0.25, PPO took admitted mistakes from 55 to 13 % in 24 updates).
+# the truth after giving in. Were it more on one side, always agreeing, or always holding on, would pay (with 0.5
+# against 0.25, PPO took admitted mistakes from 55 to 13 % in 24 updates).
 _HALF_RIGHT = 0.1
 
 

@@ -45,8 +45,9 @@ def peak_memory() -> int | None:
 def settle_libraries() -> None:
     """Set what OpenMP and oneDNN read once; before torch is loaded. A user's own settings stay.
 
-    Waiting threads sleep: spinning ones starve when a neighbour is busy. On two cores every small operation took two
-    scheduler ticks, 7,760 us instead of 168 us for a [16, 576] x [576, 1536] product. Sleeping costs a few microseconds.
+    Waiting threads sleep: spinning ones starve when a neighbour is busy. On two cores every small operation took
+    two scheduler ticks, 7,760 us instead of 168 us for a [16, 576] x [576, 1536] product. Sleeping costs a few
+    microseconds.
 
     Few compiled kernels are kept: every packed row has a length of its own, so that of the 1,024 kept by default
     (about 2 MB each) hardly one is ever used again. Memory grew by 40 MB with every training step.

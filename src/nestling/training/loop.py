@@ -16,7 +16,6 @@ from nestling.training.learner import Learner
 from nestling.workspace import atomic
 from nestling.workspace.events import EventLog
 
-
 _TIDY_SECONDS = 20.0  # asking for the memory again then costs under 2 % of the time
 
 
