@@ -191,6 +191,20 @@ class TestVersions:
         with pytest.raises(WorkspaceError, match="no earlier version"):
             store.roll_back()
 
+    def test_a_verdict_is_carried_out_once_and_survives_a_kill(self, store: VersionStore) -> None:
+        for kind in ("base", "sft", "ppo"):
+            store.publish(write_model, Card(kind=kind))
+        store.promote("v1-base", "first")
+        store.promote("v2-sft", "better")  # killed here, before the card was written
+        assert store.settle("v2-sft", True, "better").card.state == "accepted"
+        assert store.settle("v3-ppo", False, "worse").card.state == "rejected"
+        serving = store.serving()
+        assert serving is not None and serving.name == "v2-sft"
+        store.roll_back()
+        store.settle("v2-sft", True, "better")  # said before: the people's choice stays
+        serving = store.serving()
+        assert serving is not None and serving.name == "v1-base"
+
     def test_rejected_and_missing_are_refused_by_name(self, store: VersionStore) -> None:
         store.publish(write_model, Card(kind="ppo"))
         store.mark("v1-ppo", "rejected", "lost 8 points on memory")

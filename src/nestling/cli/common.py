@@ -10,8 +10,7 @@ import click
 from nestling.compute.device import Hardware
 from nestling.errors import WorkspaceError
 from nestling.workflow.recipe import HardwareConfig
-from nestling.workflow.stages import Bench
-from nestling.workspace import EventLog, Version, Workspace
+from nestling.workspace import Version, Workspace
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,9 +54,3 @@ def find_version(workspace: Workspace, name: str | None) -> Version:
             remedy="Run `nestling fetch` or `nestling up`.",
         )
     return serving
-
-
-def bench_for(workspace: Workspace, name: str, hardware: Hardware) -> Bench:
-    """A bench for one stage run by hand; the same name resumes."""
-    folder = workspace.run_folder(name)
-    return Bench(workspace, hardware, folder, EventLog(folder / "events.jsonl"), name)

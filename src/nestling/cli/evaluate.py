@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from nestling.cli.common import bench_for, choose_hardware, find_version, hardware_options, workspace_option
+from nestling.cli.common import choose_hardware, find_version, hardware_options, workspace_option
 from nestling.errors import ConfigError
 from nestling.evaluation.compare import compare as compare_results
 from nestling.evaluation.compare import comparison_table
@@ -22,7 +22,7 @@ from nestling.evaluation.suite import build_suite
 from nestling.generation.endpoint import Endpoint
 from nestling.generation.protocol import Sampling
 from nestling.workflow.recipe import EvaluationConfig
-from nestling.workflow.stages import measure
+from nestling.workflow.stages import Bench, measure
 from nestling.workspace import Version, Workspace, atomic
 
 split_option = click.option(
@@ -50,7 +50,7 @@ seed_option = click.option(
 )
 
 
-class _Bench:
+class _Measuring:
     """Measures versions of a workspace with one progress bar each."""
 
     def __init__(
@@ -61,7 +61,7 @@ class _Bench:
         self.split, self.config = split, config
 
     def results(self, version: Version, base: Results | None = None) -> Results:
-        bench = bench_for(self.workspace, "evaluate", self.hardware)
+        bench = Bench.open(self.workspace, "evaluate", self.hardware)
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task(f"asking {version.name}")
             tick = lambda done, total: progress.update(task, completed=done, total=total)
@@ -139,7 +139,7 @@ def evaluate(names: tuple[str, ...], endpoint: str | None, endpoint_model: str |
             )  # fmt: skip
         _write([result], json_path, html_path)
         return
-    bench = _Bench(root, dtype, threads, split, config)
+    bench = _Measuring(root, dtype, threads, split, config)
     results: list[Results] = []
     for name in names or (find_version(bench.workspace, None).name,):
         measured = bench.with_base(bench.workspace.versions.get(name))
@@ -159,7 +159,9 @@ def evaluate(names: tuple[str, ...], endpoint: str | None, endpoint_model: str |
 def compare(first: str, second: str, split: str, max_new_tokens: int, seed: int, json_path: Path | None, dtype: str,
             threads: int, root: str | None) -> None:  # fmt: skip
     """Compare version FIRST with version SECOND on the same prompts."""
-    bench = _Bench(root, dtype, threads, split, EvaluationConfig(max_new_tokens=max_new_tokens, seed=seed))
+    bench = _Measuring(
+        root, dtype, threads, split, EvaluationConfig(max_new_tokens=max_new_tokens, seed=seed)
+    )
     versions = [bench.workspace.versions.get(name) for name in (first, second)]
     base = bench.with_base(versions[0])[0]
     a, b = (base if v.name == base.name else bench.results(v, base) for v in versions)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from nestling.cli.common import bench_for, choose_hardware, find_version, hardware_options, workspace_option
+from nestling.cli.common import choose_hardware, find_version, hardware_options, workspace_option
 from nestling.cli.options import from_config, to_config
 from nestling.data.curriculum import Item
 from nestling.data.formats import CheckedPrompt, read_rows
@@ -18,6 +18,7 @@ from nestling.training.sft import SFTConfig
 from nestling.workflow import materials, stages
 from nestling.workflow.fetch import DEFAULT_BASE, progress_bar
 from nestling.workflow.recipe import RankConfig, Recipe, load_recipe
+from nestling.workflow.stages import Bench
 from nestling.workspace import Version, Workspace
 
 recipe_option = click.option(
@@ -47,7 +48,7 @@ PROMOTE = "Serve it with: nestling versions promote"
 @workspace_option
 def fetch(base: str, assistant: str, dtype: str, threads: int, root: str | None) -> None:
     """Get BASE (a known name, a folder, a .gguf file or a hub id) and make it a version."""
-    bench = bench_for(Workspace(root), "fetch", choose_hardware(dtype, threads))
+    bench = Bench.open(Workspace(root), "fetch", choose_hardware(dtype, threads))
     with progress_bar() as report:
         made = stages.import_base(bench, base, assistant, report)
     click.echo(f"{made.name}: {made.folder}")
@@ -88,7 +89,7 @@ def sft(name: str | None, files: tuple[str, ...], starter: bool, recipe_name: st
         recipe, sft=to_config(SFTConfig, options, recipe.sft), data=recipe.data.model_copy(update=data)
     )
     parent = find_version(workspace, name)
-    bench = bench_for(workspace, _run_name("sft", parent, changed), choose_hardware(dtype, threads))
+    bench = Bench.open(workspace, _run_name("sft", parent, changed), choose_hardware(dtype, threads))
     with workspace.lock("trainer", "the raising of versions"):
         _published(stages.sft(bench, parent, changed))
 
@@ -108,7 +109,7 @@ def rank(name: str | None, file: str | None, recipe_name: str, dtype: str, threa
     items = _items(file) if file else materials.ranking_items(recipe, config.prompts)
     parent = find_version(workspace, name)
     changed = _changed(recipe, rank=config)
-    bench = bench_for(workspace, _run_name("rank", parent, changed, file), choose_hardware(dtype, threads))
+    bench = Bench.open(workspace, _run_name("rank", parent, changed, file), choose_hardware(dtype, threads))
     rows = stages.rank(bench, parent, items, config)
     click.echo(f"{len(rows)} rankings: {bench.folder / 'rankings.jsonl'}")
 
@@ -136,7 +137,7 @@ def reward_model(name: str | None, file: str, validation_share: float, recipe_na
     config: RewardModelConfig = to_config(RewardModelConfig, options, recipe.reward_model)
     parent, rows = find_version(workspace, name), stages.stored_rankings(Path(file))
     changed = _changed(recipe, reward_model=config)
-    bench = bench_for(
+    bench = Bench.open(
         workspace,
         _run_name("reward", parent, changed, materials.digest(rows)),
         choose_hardware(dtype, threads),
@@ -164,7 +165,7 @@ def ppo(name: str | None, scorer_name: str | None, file: str | None, recipe_name
     parent = find_version(workspace, name)
     scorer = workspace.versions.get(scorer_name) if scorer_name else None
     changed = _changed(recipe, ppo=config)
-    bench = bench_for(
+    bench = Bench.open(
         workspace, _run_name("ppo", parent, changed, scorer_name, file), choose_hardware(dtype, threads)
     )
     with workspace.lock("trainer", "the raising of versions"):

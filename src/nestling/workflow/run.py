@@ -136,13 +136,7 @@ class Run:
             atomic.write_text(path, verdict.model_dump_json(indent=2))
         self.events.append("verdict", stage=stage, version=candidate.name, accepted=verdict.accepted,
                            incumbent=verdict.incumbent, sentences=verdict.sentences)  # fmt: skip
-        versions = self.workspace.versions
-        if versions.get(candidate.name).card.state == "candidate":
-            versions.mark(
-                candidate.name, "accepted" if verdict.accepted else "rejected", verdict.sentences[0]
-            )
-            if verdict.accepted:
-                versions.promote(candidate.name, verdict.sentences[0])
+        self.workspace.versions.settle(candidate.name, verdict.accepted, verdict.sentences[0])
 
     def report(self, versions: list[Version], base_results: Results) -> None:
         """Write the run's ``report.html`` and ``report.md``."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,15 @@ class Bench:
     run: str
     checkpoint_seconds: float = 60.0
 
+    @classmethod
+    def open(cls, workspace: Workspace, run: str, hardware: Hardware) -> Bench:
+        """The bench of a run by its name; the same name goes on where it stopped."""
+        folder = workspace.run_folder(run)
+        return cls(workspace, hardware, folder, EventLog(folder / "events.jsonl"), run)
+
     def at(self, name: str) -> Bench:
         """The same bench with a subfolder as its folder."""
-        return Bench(
-            self.workspace, self.hardware, self.folder / name, self.events, self.run, self.checkpoint_seconds
-        )
+        return replace(self, folder=self.folder / name)
 
     def ticker(self, stage: str) -> Tick:
         """Progress of a stage that has no training loop, as events."""

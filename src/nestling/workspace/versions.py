@@ -177,6 +177,17 @@ class VersionStore:
             atomic.write_json(version.folder / "card.json", card.model_dump())
         return self.get(name)
 
+    def settle(self, name: str, accepted: bool, verdict: str) -> Version:
+        """Carry out the gate's verdict on a candidate: an accepted version is served, a rejected one only kept.
+
+        Killed half-way and called again, it goes on; done once, it does nothing more (people may have rolled back).
+        """
+        if self.get(name).card.state == "candidate":
+            if accepted:
+                self.promote(name, verdict)
+            self.mark(name, "accepted" if accepted else "rejected", verdict)
+        return self.get(name)
+
     def pointer(self) -> Pointer | None:
         """What ``serving.json`` says, or None before the first promotion.
 
