@@ -186,7 +186,7 @@ def _items(file: str) -> list[Item]:
     return [
         Item(
             id=f"{Path(file).name}:{number}", behaviour=row.category or "file", split="train", template=str(number),
-            blind=False, messages=tuple(row.prompt), check=row.check, entity=None, pair=None, answers=(), worse=(),
+            messages=tuple(row.prompt), check=row.check,
         )
         for number, row in enumerate(read_rows(Path(file), CheckedPrompt), 1)
     ]  # fmt: skip

@@ -115,13 +115,9 @@ def _direct_questions(content: Curriculum, names: Iterable[str], split: Evaluati
                     behaviour=DIRECT_FACTS,
                     split=split,
                     template=row.id,
-                    blind=False,
                     messages=(Message(role="user", content=str(fields["question"])),),
                     check={"name": "mentions", "any": fields["answer"]},
                     entity=row.key,
-                    pair=None,
-                    answers=(),
-                    worse=(),
                 )
             )
     return questions

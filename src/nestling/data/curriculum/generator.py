@@ -28,13 +28,13 @@ class Item:
     behaviour: str
     split: Split
     template: str
-    blind: bool
     messages: tuple[Message, ...]
     check: dict[str, Any]
-    entity: str | None
-    pair: str | None
-    answers: tuple[str, ...]
-    worse: tuple[str, ...]
+    blind: bool = False
+    entity: str | None = None
+    pair: str | None = None
+    answers: tuple[str, ...] = ()
+    worse: tuple[str, ...] = ()
 
 
 def split_of(entity: str) -> Split:
