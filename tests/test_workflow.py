@@ -162,6 +162,40 @@ def test_a_run_goes_from_base_to_verdict(whole: Path) -> None:
 
 
 @pytest.mark.slow
+def test_one_verb_at_a_time_ends_with_the_same_weights(whole: Path, recipe: Path, tmp_path: Path) -> None:
+    def nestling(*words: str) -> str:
+        command = [
+            sys.executable,
+            "-m",
+            "nestling",
+            *words,
+            "-w",
+            str(tmp_path),
+            "--dtype",
+            "float32",
+            "--threads",
+            "1",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    nestling("fetch", json.loads(recipe.read_text())["base"])
+    from_recipe = ["--recipe", str(recipe)]
+    nestling("sft", *from_recipe)
+    tuned = ["--version", "v2-sft", *from_recipe]
+    rankings = nestling("rank", *tuned).partition(": ")[2].replace("\n", "")
+    said = nestling("reward-model", *tuned, "--data", rankings)
+    assert "Pair accuracy on" in said
+    said = nestling("ppo", *tuned, "--reward-model", "v3-reward-model", "--iterations", "4")
+    assert "Published v4-ppo" in said
+    mine, theirs = Workspace(tmp_path).versions, Workspace(whole).versions
+    for name in ("v1-base", "v2-sft", "v3-reward-model", "v4-ppo"):
+        weights = [store.get(name).folder / "model.safetensors" for store in (mine, theirs)]
+        assert weights[0].read_bytes() == weights[1].read_bytes(), name
+
+
+@pytest.mark.slow
 def test_killed_in_every_stage_it_ends_with_the_same_bits(whole: Path, recipe: Path, tmp_path: Path) -> None:
     reached = []
     for stage in ("replay", "sft", "gate-base", "rank", "reward_model", "ppo", "gate-ppo"):

@@ -96,4 +96,5 @@ def _click_type(annotation: Any) -> Any:
 
 def _help(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
-    return f"{field.description or ''}  [default: {'none' if default is None else default}]"
+    shown = "none" if default is None else default
+    return f"{field.description or ''}  [default: what the recipe says, else {shown}]"

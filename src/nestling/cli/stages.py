@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ from rich.console import Console
 
 from nestling.cli.common import choose_hardware, find_version, hardware_options, workspace_option
 from nestling.cli.options import from_config, to_config
+from nestling.config import Config
 from nestling.data.curriculum import Item
 from nestling.data.formats import CheckedPrompt, read_rows
 from nestling.training.ppo import PPOConfig
@@ -19,7 +23,7 @@ from nestling.workflow import materials, stages
 from nestling.workflow.fetch import DEFAULT_BASE, progress_bar
 from nestling.workflow.recipe import RankConfig, Recipe, load_recipe
 from nestling.workflow.stages import Bench
-from nestling.workspace import Version, Workspace
+from nestling.workspace import Lock, Version, Workspace
 
 recipe_option = click.option(
     "--recipe",
@@ -62,8 +66,57 @@ def _published(version: Version) -> None:
         click.echo("The validation loss was still falling: more data or epochs may help.")
 
 
+class Call:
+    """What every stage's command is given: where it works, its settings over the recipe's, what it starts from."""
+
+    def __init__(
+        self, section: str, options: dict[str, Any], *, name: str | None, recipe_name: str, dtype: str,
+        threads: int, root: str | None,
+    ) -> None:  # fmt: skip
+        self.workspace, recipe = Workspace(root), load_recipe(recipe_name)
+        before: Config = getattr(recipe, section)
+        self.section, self.config = section, to_config(type(before), options, before)
+        self.recipe: Recipe = recipe.model_copy(update={section: self.config})
+        self.parent = find_version(self.workspace, name)
+        self._choose = lambda: choose_hardware(dtype, threads)
+
+    def bench(self, *more: object) -> Bench:
+        """The bench of this command with these inputs: the same command goes on where it stopped."""
+        wanted = [self.parent.name, self.recipe.fingerprint, *map(str, more)]
+        return Bench.open(self.workspace, f"{self.section}-{materials.digest(wanted)[:10]}", self._choose())
+
+    def training(self) -> Lock:
+        """Held while a version is made."""
+        return self.workspace.lock("trainer", "the raising of versions")
+
+
+def stage_options(section: str, config: type[Config]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options all stages share and one for each of its settings; it is called with a ``Call``."""
+    names = ("name", "recipe_name", "dtype", "threads", "root")
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = set(inspect.signature(command).parameters)
+
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            shared = {key: values.pop(key) for key in names}
+            mine = {key: values.pop(key) for key in own & set(values)}
+            command(Call(section, values, **shared), **mine)
+
+        for option in (
+            workspace_option,
+            hardware_options,
+            from_config(config),
+            recipe_option,
+            version_option,
+        ):
+            run = option(run)
+        return run
+
+    return decorate
+
+
 @click.command()
-@version_option
 @click.option(
     "--data",
     "files",
@@ -74,48 +127,31 @@ def _published(version: Version) -> None:
 @click.option(
     "--starter/--no-starter", default=True, show_default=True, help="Also the starter curriculum and replay."
 )
-@recipe_option
-@from_config(SFTConfig)
-@hardware_options
-@workspace_option
-def sft(name: str | None, files: tuple[str, ...], starter: bool, recipe_name: str, dtype: str, threads: int,
-        root: str | None, **options: Any) -> None:  # fmt: skip
+@stage_options("sft", SFTConfig)
+def sft(call: Call, files: tuple[str, ...], starter: bool) -> None:
     """Fine-tune a version on conversations."""
-    workspace, recipe = Workspace(root), load_recipe(recipe_name)
     data: dict[str, Any] = {"files": [str(Path(f).resolve()) for f in files]}
     if not starter:
         data |= {"demonstrations": {}, "replay": 0}
-    changed = _changed(
-        recipe, sft=to_config(SFTConfig, options, recipe.sft), data=recipe.data.model_copy(update=data)
-    )
-    parent = find_version(workspace, name)
-    bench = Bench.open(workspace, _run_name("sft", parent, changed), choose_hardware(dtype, threads))
-    with workspace.lock("trainer", "the raising of versions"):
-        _published(stages.sft(bench, parent, changed))
+    call.recipe = call.recipe.model_copy(update={"data": call.recipe.data.model_copy(update=data)})
+    bench = call.bench()
+    with call.training():
+        _published(stages.sft(bench, call.parent, call.recipe))
 
 
 @click.command()
-@version_option
 @prompts_option
-@recipe_option
-@from_config(RankConfig)
-@hardware_options
-@workspace_option
-def rank(name: str | None, file: str | None, recipe_name: str, dtype: str, threads: int, root: str | None,
-         **options: Any) -> None:  # fmt: skip
+@stage_options("rank", RankConfig)
+def rank(call: Call, file: str | None) -> None:
     """Sample answers to prompts and rank them by the checks."""
-    workspace, recipe = Workspace(root), load_recipe(recipe_name)
-    config: RankConfig = to_config(RankConfig, options, recipe.rank)
-    items = _items(file) if file else materials.ranking_items(recipe, config.prompts)
-    parent = find_version(workspace, name)
-    changed = _changed(recipe, rank=config)
-    bench = Bench.open(workspace, _run_name("rank", parent, changed, file), choose_hardware(dtype, threads))
-    rows = stages.rank(bench, parent, items, config)
+    config = call.recipe.rank
+    items = _items(file) if file else materials.ranking_items(call.recipe, config.prompts)
+    bench = call.bench(file)
+    rows = stages.rank(bench, call.parent, items, config)
     click.echo(f"{len(rows)} rankings: {bench.folder / 'rankings.jsonl'}")
 
 
 @click.command("reward-model")
-@version_option
 @click.option(
     "--data", "file", required=True, type=click.Path(exists=True, dir_okay=False), help="Rankings, JSONL."
 )
@@ -126,59 +162,28 @@ def rank(name: str | None, file: str | None, recipe_name: str, dtype: str, threa
     show_default=True,
     help="Share kept for validation.",
 )
-@recipe_option
-@from_config(RewardModelConfig)
-@hardware_options
-@workspace_option
-def reward_model(name: str | None, file: str, validation_share: float, recipe_name: str, dtype: str, threads: int,
-                 root: str | None, **options: Any) -> None:  # fmt: skip
+@stage_options("reward_model", RewardModelConfig)
+def reward_model(call: Call, file: str, validation_share: float) -> None:
     """Train a reward model on rankings."""
-    workspace, recipe = Workspace(root), load_recipe(recipe_name)
-    config: RewardModelConfig = to_config(RewardModelConfig, options, recipe.reward_model)
-    parent, rows = find_version(workspace, name), stages.stored_rankings(Path(file))
-    changed = _changed(recipe, reward_model=config)
-    bench = Bench.open(
-        workspace,
-        _run_name("reward", parent, changed, materials.digest(rows)),
-        choose_hardware(dtype, threads),
-    )
-    with workspace.lock("trainer", "the raising of versions"):
-        made = stages.reward_model(bench, parent, rows, config, validation_share)
+    rows = stages.stored_rankings(Path(file))
+    bench = call.bench(materials.digest(rows))
+    with call.training():
+        made = stages.reward_model(bench, call.parent, rows, call.recipe.reward_model, validation_share)
     click.echo(stages.describe_reward_model(made.card.metrics["reward_model"]))
     _published(made)
 
 
 @click.command()
-@version_option
 @click.option("--reward-model", "scorer_name", help="Which reward model version; without one, rules alone.")
 @prompts_option
-@recipe_option
-@from_config(PPOConfig)
-@hardware_options
-@workspace_option
-def ppo(name: str | None, scorer_name: str | None, file: str | None, recipe_name: str, dtype: str, threads: int,
-        root: str | None, **options: Any) -> None:  # fmt: skip
+@stage_options("ppo", PPOConfig)
+def ppo(call: Call, scorer_name: str | None, file: str | None) -> None:
     """Align a version by PPO."""
-    workspace, recipe = Workspace(root), load_recipe(recipe_name)
-    config: PPOConfig = to_config(PPOConfig, options, recipe.ppo)
-    items = _items(file) if file else materials.ppo_items(recipe)
-    parent = find_version(workspace, name)
-    scorer = workspace.versions.get(scorer_name) if scorer_name else None
-    changed = _changed(recipe, ppo=config)
-    bench = Bench.open(
-        workspace, _run_name("ppo", parent, changed, scorer_name, file), choose_hardware(dtype, threads)
-    )
-    with workspace.lock("trainer", "the raising of versions"):
-        _published(stages.ppo(bench, parent, scorer, items, config))
-
-
-def _changed(recipe: Recipe, **sections: Any) -> Recipe:
-    return recipe.model_copy(update=sections)
-
-
-def _run_name(kind: str, parent: Version, recipe: Recipe, *more: object) -> str:
-    """The same command on the same version is the same run: it resumes."""
-    return f"{kind}-{materials.digest([parent.name, recipe.fingerprint, *map(str, more)])[:10]}"
+    items = _items(file) if file else materials.ppo_items(call.recipe)
+    scorer = call.workspace.versions.get(scorer_name) if scorer_name else None
+    bench = call.bench(scorer_name, file)
+    with call.training():
+        _published(stages.ppo(bench, call.parent, scorer, items, call.recipe.ppo))
 
 
 def _items(file: str) -> list[Item]:
