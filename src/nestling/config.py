@@ -41,7 +41,8 @@ def _explain(kind: type[BaseModel], problem: Any) -> str:
             section = _config_in(field.annotation) if field is not None else None
         known = ", ".join(getattr(section, "model_fields", {})) or "none"
         return f"unknown key {key!r}; known keys here: {known}"
-    return f"{key} = {problem['input']!r}: {problem['msg']}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key} = {problem['input']!r}: {message}" if key else message
 
 
 def _config_in(annotation: Any) -> Any:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -19,6 +20,7 @@ from nestling.workspace import Workspace
 
 PARENT_PIPE = "NESTLING_PARENT_PIPE"
 _RESTART_SECONDS = 2.0
+_HEALTHY_SECONDS = 300.0  # a server that lived this long may be started afresh as often as at first
 _MAX_RESTARTS = 3
 
 
@@ -46,12 +48,15 @@ class Supervisor:
         workspace: where everything lives.
         serve: arguments of the server's command line.
         train: arguments of the trainer's, None to serve only.
+        open_page: called once when the server answers.
     """
 
     workspace: Workspace
     serve: Sequence[str]
     train: Sequence[str] | None
     console: Console = field(default_factory=Console)
+    open_page: Callable[[], object] | None = None
+    port: int = 0
 
     def __post_init__(self) -> None:
         self._read_end, self._write_end = os.pipe()
@@ -64,11 +69,14 @@ class Supervisor:
         signal.signal(signal.SIGINT, self._stop)
         server = self._spawn(self.serve)
         trainer = self._spawn(self.train, nice=10) if self.train else None
-        restarts = 0
+        restarts, started = 0, time.monotonic()
         reader, shown = ProgressReader(self.workspace), ""
         try:
             while not self._stopping:
                 time.sleep(0.5)
+                if self.open_page and _answers(self.port):
+                    self.open_page()
+                    self.open_page = None
                 if trainer is not None:
                     shown = self._report(reader, shown)
                     if trainer.poll() is not None:
@@ -76,6 +84,8 @@ class Supervisor:
                         self._ended(trainer.returncode)
                         trainer = None
                 if server.poll() is not None and not self._stopping:
+                    if time.monotonic() - started >= _HEALTHY_SECONDS:
+                        restarts = 0
                     if restarts == _MAX_RESTARTS or server.returncode == 2:
                         self.console.print("[red]The server stopped and will not be started again.[/red]")
                         return server.returncode or 1
@@ -84,7 +94,7 @@ class Supervisor:
                         f"[yellow]The server stopped ({server.returncode}); starting it again.[/yellow]"
                     )
                     time.sleep(_RESTART_SECONDS)
-                    server = self._spawn(self.serve)
+                    server, started = self._spawn(self.serve), time.monotonic()
         finally:
             self._end([p for p in (server, trainer) if p is not None])
         return 0
@@ -118,9 +128,9 @@ class Supervisor:
 
     def _ended(self, code: int) -> None:
         if code == 0:
-            self.console.print(
-                "[green]The raising is finished; the accepted version is being served.[/green]"
-            )
+            serving = self.workspace.versions.serving()
+            name = serving.name if serving else "nothing"
+            self.console.print(f"[green]The raising is finished; {name} is being served.[/green]")
         else:
             self.console.print(
                 f"[yellow]The raising stopped (exit code {code}). "
@@ -137,3 +147,10 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _answers(port: int) -> bool:
+    """Whether something listens on this machine's port."""
+    with socket.socket() as probe:
+        probe.settimeout(0.2)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

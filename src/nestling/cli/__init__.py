@@ -9,7 +9,7 @@ import click
 
 from nestling import __version__
 from nestling.compute.process import keep_memory, settle_libraries
-from nestling.errors import NestlingError
+from nestling.errors import ConfigError, NestlingError
 
 settle_libraries()
 
@@ -68,7 +68,7 @@ def main() -> None:
         cli.main(prog_name="nestling", standalone_mode=False)
     except NestlingError as error:
         click.secho(f"Error: {error}", fg="red", err=True)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)  # 2: trying again is no use
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

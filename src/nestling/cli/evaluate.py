@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -61,7 +62,8 @@ class _Measuring:
         self.split, self.config = split, config
 
     def results(self, version: Version, base: Results | None = None) -> Results:
-        bench = Bench.open(self.workspace, "evaluate", self.hardware)
+        name = f"evaluate-{self.hardware.dtype}-{self.hardware.threads}"
+        bench = Bench.open(self.workspace, name, lambda: self.hardware)
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task(f"asking {version.name}")
             tick = lambda done, total: progress.update(task, completed=done, total=total)
@@ -69,15 +71,9 @@ class _Measuring:
 
     def with_base(self, version: Version) -> list[Results]:
         """The base's results (they decide which facts count) and the version's."""
-        base = self.base_of(version)
+        base = self.workspace.versions.root(version)
         first = self.results(base)
         return [first] if base.name == version.name else [first, self.results(version, first)]
-
-    def base_of(self, version: Version) -> Version:
-        """The version this one was raised from, at the root of its parents."""
-        while version.card.parents:
-            version = self.workspace.versions.get(version.card.parents[0])
-        return version
 
 
 def _write(results: list[Results], json_path: Path | None, html_path: Path | None) -> None:
@@ -129,11 +125,12 @@ def evaluate(names: tuple[str, ...], endpoint: str | None, endpoint_model: str |
                 "--endpoint needs --model.", remedy="Name the model as the server lists it at /v1/models."
             )
         suite = build_suite(split, seed, assistant=assistant)  # type: ignore[arg-type]
-        with Progress(console=Console(stderr=True)) as progress:
+        # Nobody can tell whether the model behind a name is still the same: its answers are kept for this run only.
+        with Progress(console=Console(stderr=True)) as progress, TemporaryDirectory() as answers:
             task = progress.add_task(f"asking {endpoint_model}")
             result = evaluate_generator(
                 Endpoint(endpoint, endpoint_model), suite, name=endpoint_model, identity=f"{endpoint}#{endpoint_model}",
-                cache=Workspace(root).cache / "endpoint-answers",
+                cache=Path(answers),
                 sampling=Sampling(temperature=0, max_tokens=max_new_tokens),
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )  # fmt: skip

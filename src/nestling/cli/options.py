@@ -29,6 +29,7 @@ def from_config(kind: type[Config], *skip: str) -> Callable[[F], F]:
                 "--" + name.replace("_", "-"),
                 _argument(name),
                 type=_click_type(field.annotation),
+                multiple=get_origin(field.annotation) is tuple,
                 default=None,
                 help=_help(field),
             )(command)
@@ -46,7 +47,7 @@ def to_config(kind: type[Config], values: dict[str, Any], base: Config | None = 
     merged: dict[str, Any] = base.model_dump() if base is not None else {}
     for name, _ in _flat(kind):
         value = values.get(_argument(name))
-        if value is None:
+        if value is None or value == ():
             continue
         section = merged
         *parents, last = name.split(".")
@@ -85,7 +86,10 @@ def _section(annotation: Any) -> type[Config] | None:
 
 
 def _click_type(annotation: Any) -> Any:
-    """click's type for a scalar field, None for what only a recipe can hold (lists, mappings)."""
+    """click's type for a scalar field or a tuple of them (an option that may be given often); None for what only a
+    recipe can hold (mappings)."""
+    if get_origin(annotation) is tuple:
+        return _click_type(get_args(annotation)[0])
     for option in _options(annotation):
         if get_origin(option) is Literal:
             return click.Choice([str(value) for value in get_args(option)])

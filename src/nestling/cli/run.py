@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import webbrowser
 
@@ -9,6 +10,8 @@ import click
 from rich.console import Console
 
 from nestling.cli.common import workspace_option
+from nestling.config import parse
+from nestling.serving.settings import ServerSettings, hash_token
 from nestling.supervisor import Supervisor, exit_with_parent
 from nestling.workflow.estimate import estimate_table
 from nestling.workflow.fetch import progress_bar
@@ -34,12 +37,19 @@ def _recipe(name: str, settings: tuple[str, ...], base: str | None, assistant: s
 @click.option("--name", "assistant", help="The assistant's name.  [default: Nestling]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="TCP port.")
+@click.option(
+    "--allowed-hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Further names under which browsers reach the server.",
+)
 @click.option("--no-train", is_flag=True, help="Only serve.")
 @click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
 @click.option("--dry-run", is_flag=True, help="Say what it would take, and stop.")
 @workspace_option
 def up(recipe_name: str, settings: tuple[str, ...], base: str | None, assistant: str | None, host: str, port: int,
-       no_train: bool, open_page: bool, dry_run: bool, root: str | None) -> None:  # fmt: skip
+       allowed_hosts: tuple[str, ...], no_train: bool, open_page: bool, dry_run: bool,
+       root: str | None) -> None:  # fmt: skip
     """Get a base model, serve it, and raise it meanwhile.
 
     An accepted version takes over live. Stop it at any moment; the next `nestling up` goes on.
@@ -49,20 +59,27 @@ def up(recipe_name: str, settings: tuple[str, ...], base: str | None, assistant:
     if dry_run:
         console.print(estimate_table(recipe))
         return
+    token = os.environ.get("NESTLING_TOKEN")
+    parse(
+        ServerSettings,
+        {"host": host, "port": port, "token_hash": hash_token(token) if token else None},
+        "serve",
+    )
     with workspace.lock("up", "this workspace"):
         run = Run(workspace, recipe)
         with progress_bar() as report:
             first = import_base(run.bench(), recipe.base, recipe.assistant, report)
-        console.print(f"Version [bold]{first.name}[/bold] is ready to be served at http://{host}:{port}")
-        if open_page:
-            webbrowser.open(f"http://{host}:{port}")
+        served = workspace.versions.serving() or first
+        console.print(f"Version [bold]{served.name}[/bold] is about to be served at http://{host}:{port}")
         place = ["--workspace", str(workspace.root)]
         serve = ["serve", *place, "--host", host, "--port", str(port)]
+        serve += [word for name in allowed_hosts for word in ("--allowed-hosts", name)]
         given = [word for setting in settings for word in ("--set", setting)]
         given += ["--base", base] if base else []
         given += ["--name", assistant] if assistant else []
         train = None if no_train else ["run", recipe_name, *place, *given, "--quiet"]
-        sys.exit(Supervisor(workspace, serve, train, console).run())
+        show = (lambda: webbrowser.open(f"http://{host}:{port}")) if open_page else None
+        sys.exit(Supervisor(workspace, serve, train, console, show, port).run())
 
 
 @click.command()

@@ -21,7 +21,7 @@ from nestling.training.reward_model import RewardModelConfig
 from nestling.training.sft import SFTConfig
 from nestling.workflow import materials, stages
 from nestling.workflow.fetch import DEFAULT_BASE, progress_bar
-from nestling.workflow.recipe import RankConfig, Recipe, load_recipe
+from nestling.workflow.recipe import RankConfig, Recipe, file_digest, load_recipe
 from nestling.workflow.stages import Bench
 from nestling.workspace import Lock, Version, Workspace
 
@@ -52,7 +52,7 @@ PROMOTE = "Serve it with: nestling versions promote"
 @workspace_option
 def fetch(base: str, assistant: str, dtype: str, threads: int, root: str | None) -> None:
     """Get BASE (a known name, a folder, a .gguf file or a hub id) and make it a version."""
-    bench = Bench.open(Workspace(root), "fetch", choose_hardware(dtype, threads))
+    bench = Bench.open(Workspace(root), "fetch", lambda: choose_hardware(dtype, threads))
     with progress_bar() as report:
         made = stages.import_base(bench, base, assistant, report)
     click.echo(f"{made.name}: {made.folder}")
@@ -78,12 +78,13 @@ class Call:
         self.section, self.config = section, to_config(type(before), options, before)
         self.recipe: Recipe = recipe.model_copy(update={section: self.config})
         self.parent = find_version(self.workspace, name)
-        self._choose = lambda: choose_hardware(dtype, threads)
+        self._hardware = (dtype, threads)
 
     def bench(self, *more: object) -> Bench:
         """The bench of this command with these inputs: the same command goes on where it stopped."""
-        wanted = [self.parent.name, self.recipe.fingerprint, *map(str, more)]
-        return Bench.open(self.workspace, f"{self.section}-{materials.digest(wanted)[:10]}", self._choose())
+        wanted = [self.parent.name, self.recipe.fingerprint, self._hardware, *map(str, more)]
+        name = f"{self.section}-{materials.digest(wanted)[:10]}"
+        return Bench.open(self.workspace, name, lambda: choose_hardware(*self._hardware))
 
     def training(self) -> Lock:
         """Held while a version is made."""
@@ -146,7 +147,7 @@ def rank(call: Call, file: str | None) -> None:
     """Sample answers to prompts and rank them by the checks."""
     config = call.recipe.rank
     items = _items(file) if file else materials.ranking_items(call.recipe, config.prompts)
-    bench = call.bench(file)
+    bench = call.bench(file and file_digest(Path(file)))
     rows = stages.rank(bench, call.parent, items, config)
     click.echo(f"{len(rows)} rankings: {bench.folder / 'rankings.jsonl'}")
 
@@ -166,7 +167,7 @@ def rank(call: Call, file: str | None) -> None:
 def reward_model(call: Call, file: str, validation_share: float) -> None:
     """Train a reward model on rankings."""
     rows = stages.stored_rankings(Path(file))
-    bench = call.bench(materials.digest(rows))
+    bench = call.bench(materials.digest(rows), validation_share)
     with call.training():
         made = stages.reward_model(bench, call.parent, rows, call.recipe.reward_model, validation_share)
     click.echo(stages.describe_reward_model(made.card.metrics["reward_model"]))
@@ -181,7 +182,7 @@ def ppo(call: Call, scorer_name: str | None, file: str | None) -> None:
     """Align a version by PPO."""
     items = _items(file) if file else materials.ppo_items(call.recipe)
     scorer = call.workspace.versions.get(scorer_name) if scorer_name else None
-    bench = call.bench(scorer_name, file)
+    bench = call.bench(scorer_name, file and file_digest(Path(file)))
     with call.training():
         _published(stages.ppo(bench, call.parent, scorer, items, call.recipe.ppo))
 

@@ -11,12 +11,14 @@ from rich.console import Console
 
 from nestling.cli.common import choose_hardware, find_version, hardware_options, workspace_option
 from nestling.cli.options import from_config, to_config
+from nestling.errors import RequestError
 from nestling.generation.engine import Engine
 from nestling.generation.protocol import Request, Sampling
 from nestling.model.hf_folder import load_model
 from nestling.serving.app import create_app
 from nestling.serving.run import serve as serve_app
 from nestling.serving.settings import ServerSettings, hash_token
+from nestling.storage import open_database
 from nestling.supervisor import exit_with_parent
 from nestling.text.messages import Message
 from nestling.workflow.progress import ProgressReader
@@ -54,6 +56,9 @@ def serve(max_batch: int, context: int, database: str | None, dtype: str, thread
         model = load_model(version.folder, hardware.torch_dtype, hardware.device)
         return Engine(model, max_batch=max_batch, context_length=context, frozen=True)
 
+    open_database(
+        database or workspace.database_path
+    ).close()  # a damaged or newer one is named before we listen
     app = create_app(workspace, load_engine, settings, ProgressReader(workspace), database)
     serve_app(app, settings, lambda url: click.echo(f"Listening on {url}"))
 
@@ -85,7 +90,7 @@ def chat(name: str | None, system: str | None, temperature: float, top_p: float,
     while True:
         try:
             text = console.input("[bold cyan]you[/] ")
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             return
         if text.strip() in ("/quit", "/new", ""):
             if text.strip() == "/quit":
@@ -103,5 +108,9 @@ def chat(name: str | None, system: str | None, temperature: float, top_p: float,
                 console.print(chunk.text, end="", markup=False, highlight=False)
         except KeyboardInterrupt:
             console.print(" ...", style="dim", end="")
+        except RequestError as error:
+            console.print(f"{error} /new begins again.", style="yellow", markup=False, highlight=False)
+            messages.pop()
+            continue
         console.print()
         messages.append({"role": "assistant", "content": answer})

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import os
 import sys
+from pathlib import Path
 
 _TUNED = "NESTLING_TUNED"
 
@@ -32,8 +33,18 @@ def give_memory_back() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
+def forget_peak() -> None:
+    """Let ``peak_memory`` count anew, where the system can (proc(5), clear_refs)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory() -> int | None:
-    """The most bytes this process has held in memory at once; None where the system does not tell."""
+    """The most bytes this process has held in memory at once, on Linux since ``forget_peak``; None where the system
+    does not tell."""
+    with contextlib.suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     if sys.platform == "win32":
         return None
     import resource

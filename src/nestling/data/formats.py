@@ -4,7 +4,7 @@
 |---|---|
 | conversation | ``{"messages": [{"role", "content"}, ...]}`` |
 | preference | ``{"prompt": [...], "chosen": ..., "rejected": ...}`` |
-| ranking | ``{"prompt": [...], "completions": [...], "ranks": [...]}``, maybe ``sources``; rank 1 is best |
+| ranking | ``{"prompt": [...], "completions": [...], "ranks": [...]}``, maybe ``sources``, ``finished``, ``template`` |
 | prompt | ``{"prompt": [...], "check": {...}}`` |
 
 A prompt is a list of turns that ends with the user's, or text, which is one user turn. An answer is text, or
@@ -49,7 +49,8 @@ class Preference:
 class Ranking:
     """K answers to one prompt; ``ranks[k]`` is 1 for the best, equal numbers are ties.
 
-    ``sources[k]``, when given, says where answer k came from ("sft", "written", ...).
+    ``sources[k]``, when given, says where answer k came from ("sft", "written", ...), ``finished[k]`` whether it ended
+    by itself (all did when nothing is said). Rankings of one ``template`` have like prompts..
     """
 
     kind: ClassVar[str] = "ranking"
@@ -58,6 +59,8 @@ class Ranking:
     ranks: tuple[int, ...]
     sources: tuple[str, ...] = ()
     category: str = ""
+    finished: tuple[bool, ...] = ()
+    template: str = ""
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,7 @@ def parse_row(line: bytes | str, where: str) -> Row:
 def format_row(row: Row) -> str:
     """The row as one line of JSON, which ``parse_row`` gives back."""
     value = asdict(row)
-    for name in ("category", "sources"):
+    for name in ("category", "sources", "finished", "template"):
         if not value.get(name):
             value.pop(name, None)
     for name in ("chosen", "rejected"):
@@ -227,18 +230,21 @@ def _ranking(value: dict[str, Any], where: str, category: str) -> Ranking:
             where=where,
             remedy="Give equal numbers to ties.",
         )
-    sources = value.get("sources", [])
+    sources, finished = value.get("sources", []), value.get("finished", [])
     if not isinstance(sources, list):
         raise DataError("'sources' must be a list.", where=where)
-    for name, entries in (("ranks", ranks), ("sources", sources)):
-        if len(entries) != len(answers) and not (name == "sources" and not entries):
+    if not (isinstance(finished, list) and all(type(entry) is bool for entry in finished)):
+        raise DataError("'finished' must be a list of true and false.", where=where)
+    for name, entries in (("ranks", ranks), ("sources", sources), ("finished", finished)):
+        if len(entries) != len(answers) and (entries or name == "ranks"):
             raise DataError(
                 f"{len(answers)} completions but {len(entries)} {name}.",
                 where=where,
                 remedy="Give one for each.",
             )
     names = tuple(require_text(source, f"sources[{i}]", where) for i, source in enumerate(sources))
-    return Ranking(prompt, answers, tuple(ranks), names, category)
+    template = require_text(value.get("template") or "", "template", where)
+    return Ranking(prompt, answers, tuple(ranks), names, category, tuple(finished), template)
 
 
 def _checked_prompt(value: dict[str, Any], where: str, category: str) -> CheckedPrompt:

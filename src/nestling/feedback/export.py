@@ -28,6 +28,7 @@ def ranking_rows(database: Database) -> Iterator[Row]:
                 "prompt": first.messages,
                 "completions": [_turn(first), _turn(second)],
                 "ranks": ranks[judgment.value],
+                "finished": [_ended(first), _ended(second)],
                 **_origin(judgment, first, second),
             }
 
@@ -129,6 +130,11 @@ def _scalar_row(judgment: Judgment, generation: Generation, label: bool) -> Row:
         "label": label,
         **_origin(judgment, generation),
     }
+
+
+def _ended(generation: Generation) -> bool:
+    """Whether the answer ended by itself: one that was cut must not teach where to end."""
+    return generation.finish_reason == "stop"
 
 
 def _turn(generation: Generation) -> list[dict[str, str]]:

@@ -137,7 +137,11 @@ class Engine:
             prompts, copies = _distinct([sequence.prompt for sequence in joining])
             lengths, common = [len(prompt) for prompt in prompts], common_prefix(prompts)
             ids = prompts[0][:common] + [token for prompt in prompts for token in prompt[common:]]
-            hidden = self._forward(ids, self._cache.prefill(lengths, common, copies))
+            try:
+                hidden = self._forward(ids, self._cache.prefill(lengths, common, copies))
+            except BaseException:  # Ctrl-C too: rows that nobody owns would mix up later answers
+                self._cache.keep(len(self._running))
+                raise
             ends = [i for i, n in enumerate(copies) for _ in range(n)]
             last = torch.tensor(lengths, device=hidden.device).sub_(common).cumsum(0)[ends] + common - 1
             rows = range(len(self._running), len(self._running) + len(joining))

@@ -13,6 +13,10 @@ from nestling.generation.protocol import Sampling
 _MASK = (1 << 64) - 1
 
 
+COLDEST = 1e-4
+"""Below this temperature logits would overflow fp32: the likeliest token is taken."""
+
+
 def validate(sampling: Sampling) -> None:
     """Refuse impossible values.
 
@@ -28,8 +32,8 @@ def validate(sampling: Sampling) -> None:
         (
             "repetition_penalty",
             s.repetition_penalty,
-            0 < s.repetition_penalty <= 10,
-            "above 0, at most 10; 1 is off",
+            0.01 <= s.repetition_penalty <= 10,
+            "from 0.01 to 10; 1 is off",
         ),
         ("max_tokens", s.max_tokens, s.max_tokens >= 1, "1 or more"),
         ("stop", s.stop, len(s.stop) <= 16 and all(s.stop), "at most 16 non-empty strings"),
@@ -63,10 +67,12 @@ def next_tokens(
     logits: fp32 [B, vocab_size], overwritten; settings, randoms: B of each, randoms in [0, 1).
     Returns (tokens [B], logprobs [B]): log-probabilities under the temperature-scaled, untruncated distribution.
     """
-    temperatures = torch.tensor([s.temperature or 1.0 for s in settings], device=logits.device)
-    normalisers = logits.div_(temperatures[:, None]).logsumexp(-1, keepdim=True)
-    greedy = [row for row, s in enumerate(settings) if s.temperature == 0]
-    drawn = [row for row, s in enumerate(settings) if s.temperature > 0]
+    cold = [s.temperature < COLDEST for s in settings]
+    temperatures = [1.0 if greedy else s.temperature for s, greedy in zip(settings, cold, strict=True)]
+    scale = torch.tensor(temperatures, device=logits.device)[:, None]
+    normalisers = logits.div_(scale).logsumexp(-1, keepdim=True)
+    greedy = [row for row, is_greedy in enumerate(cold) if is_greedy]
+    drawn = [row for row, is_greedy in enumerate(cold) if not is_greedy]
     tokens = torch.empty(len(settings), dtype=torch.long, device=logits.device)
     if greedy:
         tokens[greedy] = logits[greedy].argmax(-1)
@@ -97,7 +103,9 @@ def truncate(probs: Tensor, s: Sampling) -> None:
     if s.top_p < 1:
         ordered, order = probs.sort(descending=True)
         before = ordered.cumsum(0) - ordered
-        probs[order[before >= s.top_p * ordered.sum()]] = 0
+        beyond = before >= s.top_p * ordered.sum()
+        beyond[0] = False  # a top_p too small for fp32 still leaves the likeliest
+        probs[order[beyond]] = 0
     if s.min_p > 0:
         probs[probs < s.min_p * probs.max()] = 0
 

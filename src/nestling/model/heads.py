@@ -26,7 +26,7 @@ class ScalarHead(nn.Module):
         A zero-initialised value head at a small rate never catches up with a moving policy; this one starts
         where least squares would end. The bias, when there is one, is not penalised.
         """
-        x, y = hidden.double(), targets.double()
+        x, y = hidden.cpu().double(), targets.cpu().double()  # some accelerators have no float64
         centre, mean = (
             (x.mean(0), y.mean()) if self.bias is not None else (torch.zeros_like(x[0]), y.new_zeros(()))
         )

@@ -67,6 +67,10 @@ class KVCache:
             self.keys, self.values = self.keys[:, :0, :, :0].clone(), self.values[:, :0, :, :0].clone()
         return last
 
+    def keep(self, count: int) -> None:
+        """Free all rows but the first ``count``."""
+        del self.lengths[count:]
+
     def prefill(
         self, lengths: Sequence[int], common: int = 0, copies: Sequence[int] | None = None
     ) -> Prefill:

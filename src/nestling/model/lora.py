@@ -71,11 +71,13 @@ def add_lora(
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Replace every adapted layer by a plain one with the adapter merged in."""
+    """Replace every adapted layer by a plain one with the adapter merged in; everything can be trained again."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LoRALinear):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module.merged())
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
 
 
 @contextmanager

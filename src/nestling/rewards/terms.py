@@ -120,5 +120,5 @@ RULES: tuple[tuple[type[CheckScore | Unfinished | Looping], float], ...] = (
 
 
 def rule_terms() -> list[tuple[Term, float]]:
-    """The rules that both label rankings and reward PPO."""
+    """The rules that label rankings; PPO's weights start from the same values and can be set."""
     return [(kind(), weight) for kind, weight in RULES]

@@ -153,10 +153,17 @@ class Answers:
         answer.version = worker.version.name
         stream = worker.submit(Request(question.messages, question.sampling), question.fit_context)
         answer._stream = stream
-        async for chunk in stream:
-            if chunk.completion is not None:
-                await self._record(answer, stream.request.sampling, chunk.completion)
-            answer._items.put_nowait(chunk)
+        said = ""
+        try:
+            async for chunk in stream:
+                said += chunk.text
+                if chunk.completion is not None:
+                    await self._record(answer, stream.request.sampling, chunk.completion)
+                answer._items.put_nowait(chunk)
+        except Exception:  # whatever ended it, people have read this much and may judge it
+            cut = Completion(said, "cancelled", stream.prompt_tokens, 0)
+            await self._record(answer, stream.request.sampling, cut)
+            raise
 
     async def _record(self, answer: Answer, sampling: Sampling, completion: Completion) -> None:
         said_nothing = completion.finish_reason == "cancelled" and not completion.text
@@ -174,7 +181,8 @@ class Answers:
                 client=answer.question.client,
             )
             self.recording_error = None
-        except NestlingError as error:
-            # A full disk must not take the answer from the person who waits for it.
+        except (
+            Exception
+        ) as error:  # a full disk, say, must not take the answer from the person who waits for it
             log.error("answer %s was not written down: %s", answer.id, error)
             self.recording_error = str(error)

@@ -92,6 +92,11 @@ def install(app: FastAPI) -> None:
 def _invalid(error: RequestValidationError) -> ApiError:
     problem = error.errors()[0]
     place = [str(part) for part in problem["loc"][1:]]
+    body = error.body if isinstance(error.body, dict) else {}
+    if place and place[0] not in body and place[0] == body.get("kind"):
+        place = place[1:]  # the kind of body that the field belongs to, not a field
+    if problem["type"].startswith("union_tag"):
+        place = ["kind"]
     if problem["type"] == "json_invalid":
         return ApiError(400, "The body is not valid JSON.", code="invalid_json")
     if not place:

@@ -61,6 +61,7 @@ class ModelPool:
         self._loads: dict[str, asyncio.Task[EngineWorker]] = {}
         self._load_lock = asyncio.Lock()
         self._leases: dict[str, int] = {}
+        self._waiting = 0
         self._retired: set[str] = set()
         self._released = asyncio.Event()
         self._settled = asyncio.Event()
@@ -122,13 +123,21 @@ class ModelPool:
         Raises:
             UnknownVersion: see ``resolve``.
             NotReady: nothing is served yet, or the version cannot be loaded.
-            QueueFull: other versions' answers held its place for too long.
+            QueueFull: too many wait already, or other versions' answers held its place for too long.
         """
         if self._closed:
             raise NotReady("the server is stopping.")
-        if name == CURRENT and self.serving is None:
-            await self._wait_for_first()
-        worker = await self._worker(name)
+        if self._waiting >= self.max_queue:
+            raise QueueFull(
+                f"{self._waiting} requests wait for a version to load.", remedy="Try again in a moment."
+            )
+        self._waiting += 1
+        try:
+            if name == CURRENT and self.serving is None:
+                await self._wait_for_first()
+            worker = await self._worker(name)
+        finally:
+            self._waiting -= 1
         version = worker.version
         self._workers[version.name] = self._workers.pop(version.name)  # now the most recently used
         self._leases[version.name] = self._leases.get(version.name, 0) + 1
@@ -153,7 +162,9 @@ class ModelPool:
             worker = self._workers.get(version.name)
             # While a load waits for room, only the served version goes straight on. The others queue behind
             # it: otherwise their answers, overlapping without end, could keep a promotion waiting for ever.
-            is_served = self.serving is not None and version.name == self.serving.name
+            # Where only one version fits, the served one gives way to the one that is coming.
+            gives_way = self.max_loaded == 1 and name == CURRENT and self._coming is not None
+            is_served = self.serving is not None and version.name == self.serving.name and not gives_way
             if worker and not worker.failed and (is_served or not self._loads):
                 return worker
             # Where only one version fits, the served one has made room for the next, which then answers.
@@ -196,7 +207,8 @@ class ModelPool:
 
     async def _make_room(self) -> None:
         while len(self._workers) >= self.max_loaded:
-            idle = [name for name in self._workers if not self._leases.get(name)]
+            coming = self._coming.name if self._coming else None  # loaded, and about to be served
+            idle = [name for name in self._workers if not self._leases.get(name) and name != coming]
             others = [name for name in idle if self.serving is None or name != self.serving.name]
             if idle:
                 await self._unload((others or idle)[0])
@@ -249,6 +261,7 @@ class ModelPool:
         finally:
             self._coming = None
             self._settled.set()
+            self._released.set()
 
     async def _retire_idle(self) -> None:
         """Free versions that were served until a moment ago once their last answers have ended."""

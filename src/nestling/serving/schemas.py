@@ -6,7 +6,7 @@ import secrets
 from typing import Annotated, Any, Literal
 
 from fastapi import Body
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from nestling.feedback.recorder import Thumb
 from nestling.generation.protocol import Sampling
@@ -37,7 +37,18 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (None,),
 }
 
-Name = Annotated[str, Field(min_length=1, max_length=64)]
+
+def _encodable(text: str) -> str:
+    """JSON can spell half of a surrogate pair, which no database stores."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it holds half of a surrogate pair") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+Name = Annotated[Text, Field(min_length=1, max_length=64)]
 
 
 class _Strict(BaseModel):
@@ -50,9 +61,16 @@ class TextPart(_Strict):
 
 
 class Turn(_Strict):
+    """A turn. OpenAI's clients send our own messages back with the fields that we, or they, left empty."""
+
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: list[Any] | None = Field(None, max_length=0)
+    tool_calls: list[Any] | None = Field(None, max_length=0)
 
 
 class StreamOptions(_Strict):
@@ -67,7 +85,7 @@ class SamplingFields(_Strict):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     stop: str | list[str] | None = None
@@ -105,7 +123,7 @@ class Prompt(SamplingFields):
 
     messages: list[Turn] = Field(min_length=1)
     user: Name | None = None
-    metadata: dict[str, str] | None = None
+    metadata: dict[str, Text] | None = None
     store: bool | None = None
 
     def question(self, model: str, defaults: Sampling) -> Question:
@@ -184,7 +202,7 @@ class ThumbRequest(_Strict):
     kind: Literal["thumb"]
     generation_id: Name
     value: Thumb
-    reason: str = Field("", max_length=4000)
+    reason: Text = Field("", max_length=4000)
     user: Name | None = None
 
 
@@ -195,7 +213,7 @@ class VoteRequest(_Strict):
     left: Name
     right: Name
     winner: Literal["left", "right", "tie", "both_bad"]
-    reason: str = Field("", max_length=4000)
+    reason: Text = Field("", max_length=4000)
     user: Name | None = None
 
 

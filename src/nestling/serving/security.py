@@ -66,11 +66,11 @@ class Guard:
         if not self._is_ours(host, scope):
             return ApiError(
                 403,
-                f"This server does not answer to the name {host!r}. To allow it, add it to allowed_hosts.",
+                f"This server does not answer to the name {host!r}. To allow it, start it with --allowed-hosts NAME.",
                 code="foreign_host",
             )
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _netloc(origin) != host.lower():
             return ApiError(403, f"Requests from {origin!r} are not allowed.", code="foreign_origin")
         path: str = scope["path"]
         is_page = path in _OPEN_PATHS or path.startswith(_PAGE)
@@ -130,3 +130,11 @@ def _same_address(name: str, address: str) -> bool:
         return ipaddress.ip_address(name) == ipaddress.ip_address(address)
     except ValueError:
         return False
+
+
+def _netloc(url: str) -> str | None:
+    """Host and port of a URL in lower case; None when it is malformed."""
+    try:
+        return urlsplit(url).netloc.lower()
+    except ValueError:
+        return None

@@ -24,6 +24,7 @@ class BestWeights:
         self.folder, self.parameters = folder, parameters
         self.loss, self.step = math.inf, -1
         self.history: list[tuple[int, float]] = []
+        self._saved = -1  # the record that the last checkpoint knows
 
     def record(self, step: int, loss: float) -> None:
         """Note a validation; keep the weights when it is the best."""
@@ -48,13 +49,17 @@ class BestWeights:
         return bool(self.history) and self.history[-1][0] == self.step
 
     def state(self) -> dict[str, Any]:
+        # The checkpoint before this one stands until this one is whole, and points at its own record.
+        needed = {self._file(self.step), self._file(self._saved)}
         for file in self.folder.glob("best-*.safetensors"):
-            if file != self._file(self.step):
+            if file not in needed:
                 file.unlink()
+        self._saved = self.step
         return {"loss": self.loss if self.step >= 0 else None, "step": self.step, "history": self.history}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.step, self.history = state["step"], [(s, v) for s, v in state["history"]]
+        self._saved = self.step
         self.loss = math.inf if state["loss"] is None else state["loss"]
 
     def _file(self, step: int) -> Path:

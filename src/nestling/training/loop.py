@@ -33,7 +33,7 @@ class Stage(Protocol):
     def total_steps(self) -> int: ...
 
     def step(self, step: int) -> dict[str, float]:
-        """Do step number ``step`` (from 0) and return what to log. May raise StopEarly."""
+        """Do step number ``step`` (from 0) and return what to log."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -41,10 +41,6 @@ class Stage(Protocol):
         ...
 
     def load_state(self, state: dict[str, Any]) -> None: ...
-
-
-class StopEarly(Exception):
-    """Raised by a stage when further steps are pointless; carries the reason."""
 
 
 class Progress:
@@ -70,8 +66,24 @@ def fit(
     """Run ``stage`` to its end, continuing from ``folder``'s last checkpoint when there is one.
 
     Checkpoints are taken by the clock and never change the outcome: the state restores every bit of what a step
-    depends on.
+    depends on. A step that fails is not saved: it may have moved half of the weights.
+
+    Raises:
+        TrainingStopped: a step failed; the last checkpoint is kept.
     """
+    try:
+        _fit(stage, folder, events, device, checkpoint_seconds, on_step)
+    except TrainingStopped as problem:
+        events.append("stage_failed", stage=stage.name, reason=str(problem))
+        raise
+    finally:
+        stage.learner.optimizer.close()
+
+
+def _fit(
+    stage: Stage, folder: Path, events: EventLog, device: torch.device, checkpoint_seconds: float,
+    on_step: Callable[[int, int, dict[str, float]], None] | None,
+) -> None:  # fmt: skip
     atomic.remove_partials(folder)
     done = 0
     found = load_checkpoint(folder, device)
@@ -84,15 +96,7 @@ def fit(
     events.append("stage_started", stage=stage.name, step=done, total=total, resumed=bool(found))
     progress, saved, tidied = Progress(done, total), time.monotonic(), time.monotonic()
     while done < total:
-        try:
-            metrics = stage.step(done)
-        except StopEarly as reason:
-            events.append("stopped_early", stage=stage.name, step=done, reason=str(reason))
-            break
-        except TrainingStopped as problem:
-            save_checkpoint(folder, done, stage.learner.optimizer.state(), {"stage": stage.state()})
-            events.append("stage_failed", stage=stage.name, step=done, reason=str(problem))
-            raise
+        metrics = stage.step(done)
         done += 1
         left = progress.seconds_left(done)
         events.append(

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class MasterAdamW:
     ) -> None:
         self.parameters: dict[str, nn.Parameter] = {}
         self.masters: dict[str, Tensor] = {}
+        self._hooks: list[RemovableHandle] = []
         adam_groups: list[dict[str, Any]] = []
         for group in groups:
             for matrices in (True, False):
@@ -53,7 +55,7 @@ class MasterAdamW:
         self._adam = torch.optim.AdamW(adam_groups, betas=betas, eps=eps, fused=True)
         for master in self.masters.values():
             moments = {key: torch.zeros_like(master) for key in ("exp_avg", "exp_avg_sq")}
-            self._adam.state[master] = {"step": torch.zeros(()), **moments}
+            self._adam.state[master] = {"step": torch.zeros((), device=master.device), **moments}
 
     def _master(self, parameter: nn.Parameter) -> Tensor:
         """The fp32 copy. What lives as long as the run (gradient and moments too) is allocated before the first
@@ -69,8 +71,13 @@ class MasterAdamW:
                 gradient.add_(p.grad)
                 p.grad = None
 
-        parameter.register_post_accumulate_grad_hook(accumulate)
+        self._hooks.append(parameter.register_post_accumulate_grad_hook(accumulate))
         return master
+
+    def close(self) -> None:
+        """Let go of the parameters: from now on their gradients are another optimizer's."""
+        for hook in self._hooks:
+            hook.remove()
 
     def clip_gradients(self, max_norm: float) -> float:
         """Scale all gradients so that their joint 2-norm is at most ``max_norm``; returns the norm before."""

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from nestling.errors import DataError
 from nestling.training.best import BestWeights
 from nestling.training.learner import Learner, Loss
 from nestling.training.loop import fit
@@ -62,6 +63,9 @@ class PlannedStage(ABC, Generic[Item]):
     """A stage of the training loop (``loop.Stage``) over a plan made before the first step.
 
     Subclasses say what a row's loss is, how many items of it count, and what a validation reports.
+
+    Raises:
+        DataError: the token budget is smaller than a row.
     """
 
     name: str
@@ -75,6 +79,11 @@ class PlannedStage(ABC, Generic[Item]):
             [self.length(item) for item in items], row_tokens=config.row_tokens, batch_tokens=config.batch_tokens,
             token_budget=config.max_tokens, epochs=config.epochs, seed=config.seed,
         )  # fmt: skip
+        if not self.plan:
+            raise DataError(
+                f"max_tokens = {config.max_tokens} does not hold one row of the data.",
+                remedy=f"Raise max_tokens, or lower row_tokens (now {config.row_tokens}).",
+            )
         self.learner = Learner(MasterAdamW(groups), config.max_grad_norm)
         trained: dict[str, Tensor] = {n: p for group in groups for n, p in group.parameters.items()}
         self.best = BestWeights(folder, trained)

@@ -43,7 +43,7 @@ class RankedIds:
 
 
 class RewardModelStage(PlannedStage[RankedIds]):
-    """The stage: mean over pairs (or choices) within a prompt, then mean over prompts."""
+    """The stage: mean over pairs (or sum over choices) within a prompt, then mean over prompts."""
 
     name = "reward_model"
 

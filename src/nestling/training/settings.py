@@ -23,4 +23,3 @@ class OptimizerConfig(Config):
     schedule: ScheduleName = Field("cosine", description="How the rate falls afterwards.")
     weight_decay: float = Field(0.0, ge=0, lt=1, description="AdamW's decay of weight matrices.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this joint norm.")
-    lora: LoRAConfig | None = Field(None, description="Low-rank adapters; null trains all weights.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import Field
 from torch import nn
 
 from nestling.errors import DataError
@@ -17,11 +18,14 @@ from nestling.text.samples import TokenSample
 from nestling.training.learner import Loss
 from nestling.training.optimizer import ParameterGroup
 from nestling.training.planned import FitReport, OnStep, PlannedConfig, PlannedStage, run_plan
+from nestling.training.settings import LoRAConfig
 from nestling.workspace.events import EventLog
 
 
 class SFTConfig(PlannedConfig):
     """Supervised fine-tuning."""
+
+    lora: LoRAConfig | None = Field(None, description="Low-rank adapters; null trains all weights.")
 
 
 def trainable(module: nn.Module, prefix: str = "") -> dict[str, nn.Parameter]:

@@ -27,7 +27,7 @@ from nestling.text.samples import TokenSample, training_samples
 from nestling.text.tokenizer import Tokenizer
 from nestling.training.ppo import Prompt
 from nestling.training.reward_model import RankedIds
-from nestling.workflow.recipe import RankConfig, Recipe
+from nestling.workflow.recipe import RankConfig, Recipe, file_digest
 from nestling.workspace import atomic
 
 CHUNK = 64
@@ -109,7 +109,7 @@ def sft_material(recipe: Recipe, tokenizer: Tokenizer, replayed: Sequence[Conver
     for name in recipe.data.files:
         for number, row in enumerate(read_rows(Path(name), Conversation), 1):
             samples += training_samples(tokenizer, row.messages, f"{name}:{number}")
-        hashes[Path(name).name] = sha256(Path(name).read_bytes()).hexdigest()
+        hashes[Path(name).name] = file_digest(Path(name))
     train, validation = split_off(samples, recipe.data.validation_share, key=lambda s: json.dumps(s.ids))
     return SFTMaterial(train, validation, hashes)
 
@@ -173,7 +173,7 @@ def rank_answers(
 ) -> list[dict[str, Any]]:
     """Sample answers to every item, put written ones beside them, and rank all by the checks and rules.
 
-    Rows are ``ranking`` rows plus ``finished`` (per answer), ``template`` and ``utilities`` (what the ranks came from).
+    Rows are ``ranking`` rows plus ``utilities`` (what the ranks came from).
     """
 
     def make(first: int, last: int) -> list[dict[str, Any]]:
@@ -214,21 +214,20 @@ def ranked(item: Item, sampled: Sequence[Completion], config: RankConfig) -> dic
         ranks=tuple(order.index(u) + 1 for u in utilities),
         sources=tuple(a[2] for a in answers),
         category=item.behaviour,
+        finished=tuple(a[1] for a in answers),
+        template=item.template,
     )
-    extra = {"finished": [a[1] for a in answers], "utilities": utilities, "template": item.template}
-    return asdict(row) | extra
+    return asdict(row) | {"utilities": utilities}
 
 
 def ranked_ids(tokenizer: Tokenizer, row: Mapping[str, Any]) -> RankedIds:
-    """A ranking row as token ids; finished answers carry their end token."""
+    """A ranking row as token ids; finished answers carry their end token, and so do empty ones."""
     finished = row.get("finished") or [True] * len(row["completions"])
     completions = [
-        tokenizer.encode(text) + ([tokenizer.eos_id] if done else [])
+        tokenizer.encode(text) + ([tokenizer.eos_id] if done or not text else [])
         for text, done in zip(row["completions"], finished, strict=True)
     ]
-    kept = [i for i, ids in enumerate(completions) if ids]
-    ranks = [row["ranks"][i] for i in kept]
-    return RankedIds(tokenizer.render_prompt(row["prompt"]), [completions[i] for i in kept], ranks)
+    return RankedIds(tokenizer.render_prompt(row["prompt"]), completions, list(row["ranks"]))
 
 
 def ranking_split(

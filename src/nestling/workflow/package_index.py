@@ -60,11 +60,18 @@ def get_wheel(wheel: PackageFile, folder: Path, report: Report) -> Path:
         if not (part.is_file() and sha256_of(part) == wheel.sha256):
             try:
                 _download_directly(wheel, part, report)
-            except (httpx.HTTPError, _NotListed) as error:
+            # Besides the network: proxies, certificates and addresses that pip may read otherwise than httpx.
+            except (httpx.HTTPError, httpx.InvalidURL, _NotListed, ImportError, ValueError, ssl.SSLError,
+                    FileNotFoundError) as error:  # fmt: skip
                 _download_with_pip(wheel, part, error)
         check_hash(part, wheel.sha256, wheel.filename)
         part.replace(target)
     return target
+
+
+def without_credentials(text: str) -> str:
+    """The text with user names and passwords taken out of its addresses."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def sha256_of(path: Path) -> str:
@@ -210,7 +217,7 @@ def _download_with_pip(wheel: PackageFile, part: Path, why: Exception) -> None:
         if answer.returncode:
             reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise ModelError(
-                f"{wheel.filename} cannot be downloaded: {why}; nor by pip: {reason}.",
+                without_credentials(f"{wheel.filename} cannot be downloaded: {why}; nor by pip: {reason}."),
                 where=wheel.package,
                 remedy="Check the network, or download the file elsewhere and give its path.",
             ) from why

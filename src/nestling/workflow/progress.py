@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
 from rich.console import Console
 
 from nestling.workspace import EventLog, Workspace
@@ -64,31 +66,38 @@ class ProgressReader:
         self.workspace = workspace
         self._log: EventLog | None = None
         self._offset = 0
-        self._state: dict[str, Any] | None = None
+        self._state: dict[str, Any] = {}
+        self._reading = threading.Lock()  # every open page asks from a thread of its own
 
     def __call__(self) -> dict[str, Any] | None:
         """The state of the raising in the keys ``create_app`` documents, or None when there never was one."""
-        logs = list(self.workspace.runs.glob("*/events.jsonl"))
-        if not logs:
-            return None
-        newest = max(logs, key=lambda path: path.stat().st_mtime)
-        if self._log is None or self._log.path != newest:
-            self._log, self._offset, self._state = EventLog(newest), 0, {"stages": list(STAGES)}
-        events, self._offset = self._log.read(self._offset)
-        for event in events:
-            self._state = fold(self._state or {}, event)
-        return self._state
+        with self._reading:
+            logs = list(self.workspace.runs.glob("*/events.jsonl"))
+            if not logs:
+                return None
+            newest = max(logs, key=lambda path: path.stat().st_mtime)
+            if self._log is None or self._log.path != newest:
+                self._log, self._offset, self._state = EventLog(newest), 0, {}
+            events, self._offset = self._log.read(self._offset)
+            for event in events:
+                self._state = fold(self._state, event)
+            state = self._state
+        if state.get("state") == "running" and not psutil.pid_exists(state["pid"]):
+            return state | {"state": "stopped", "eta_seconds": None}  # killed: it had no time to say so
+        return state if "state" in state else None
 
 
 def fold(state: dict[str, Any], event: dict[str, Any]) -> dict[str, Any]:
     """The state after one more event."""
     kind = event["kind"]
     if kind == "run_started":
-        return {"state": "running", "recipe": event["recipe"], "stages": event["stages"]}
+        return {"state": "running", "recipe": event["recipe"], "stages": event["stages"], "pid": event["pid"]}
     if kind == "run_finished":
         return state | {"state": "finished", "stage": None, "eta_seconds": None}
     if kind == "run_failed":
         return state | {"state": "failed", "message": event["reason"]}
+    if kind == "run_stopped":
+        return state | {"state": "stopped", "eta_seconds": None}
     if kind == "stage_started":
         first = event.get("step", 0)
         begun = {"stage": event["stage"], "step": first, "steps": event.get("total"), "metrics": {}}
@@ -126,7 +135,7 @@ def shown_metrics(metrics: dict[str, Any]) -> dict[str, float]:
 
 def line(state: dict[str, Any]) -> str:
     """One line for the terminal."""
-    if state.get("state") in ("finished", "failed"):
+    if state.get("state") in ("finished", "failed", "stopped"):
         return f"{state.get('recipe', 'run')}: {state['state']}"
     stages, stage = state.get("stages", []), state.get("stage")
     where = f"[{stages.index(stage) + 1}/{len(stages)}] " if stage in stages else ""

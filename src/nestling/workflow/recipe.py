@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from nestling.compute.device import DTypeName, Hardware, detect
 from nestling.config import Config, parse
-from nestling.errors import ConfigError
+from nestling.errors import ConfigError, DataError
 from nestling.training.ppo.config import PPOConfig
 from nestling.training.reward_model import RewardModelConfig
 from nestling.training.sft import SFTConfig
@@ -110,12 +110,32 @@ class Recipe(Config):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of every setting: another setting is another run."""
-        return sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of every setting and of the data files' contents: whatever differs is another run.
+
+        Raises:
+            DataError: a data file cannot be read.
+        """
+        decides = self.model_dump(mode="json")
+        if self.data.files:
+            decides["contents"] = [file_digest(Path(name)) for name in self.data.files]
+        return sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
     @property
     def run_name(self) -> str:
         return f"{self.name}-{self.fingerprint[:8]}"
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        what = f"this file cannot be read: {error.strerror}."
+        raise DataError(what, where=str(path), remedy="Check the path.") from error
 
 
 def packaged_recipes() -> list[str]:

@@ -25,13 +25,13 @@ def raw_scores(scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> list[list[f
 
 
 def set_normalisation(scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Mean and standard deviation of raw scores over the sampled answers of ``rows``."""
-    scores = [
-        score
+    """Mean and standard deviation of raw scores over the sampled answers of ``rows``, of all when none was sampled."""
+    told = [
+        (score, source)
         for row, own in zip(rows, raw_scores(scorer, rows), strict=True)
         for score, source in zip(own, row["sources"], strict=True)
-        if source != "written"
     ]
+    scores = [s for s, source in told if source != "written"] or [s for s, _ in told]
     scorer.mean = float(np.mean(scores))
     scorer.std = max(float(np.std(scores)), 1e-3)
 

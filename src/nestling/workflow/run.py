@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import platform
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
@@ -18,9 +17,7 @@ import torch
 from rich.console import Console
 
 from nestling import __version__
-from nestling.compute.device import Hardware
-from nestling.compute.process import peak_memory
-from nestling.errors import NestlingError
+from nestling.compute.process import forget_peak, peak_memory
 from nestling.evaluation.compare import compare
 from nestling.evaluation.detectors import measure_detectors
 from nestling.evaluation.report import write_markdown, write_report
@@ -53,8 +50,11 @@ class Run:
             self.events.append("run_started", recipe=self.recipe.name, stages=STAGES, pid=os.getpid())
             try:
                 self._execute()
-            except NestlingError as error:
-                self.events.append("run_failed", reason=str(error))
+            except BaseException as error:  # told to whoever watches, then passed on
+                stopped = isinstance(error, KeyboardInterrupt)
+                self.events.append(
+                    "run_stopped" if stopped else "run_failed", reason=str(error) or repr(error)
+                )
                 raise
             self.events.append("run_finished", recipe=self.recipe.name)
 
@@ -76,29 +76,17 @@ class Run:
         aligned = self.made("ppo", lambda b: stages.ppo(b, tuned, scorer, prompts, recipe.ppo))
         self.gated(aligned, base, base_results, "gate-ppo")
         with self.stage("report"):
-            self.report([base, tuned, aligned], base_results)
+            self.report([base, tuned, aligned])
 
     def bench(self) -> stages.Bench:
-        """The run's bench. What was chosen by measurement is chosen once and kept, so a resumed run has it too."""
-        path = self.folder / "hardware.json"
-        if path.exists():
-            hardware = Hardware(**json.loads(path.read_text()))
-        else:
-            hardware = self.recipe.hardware.detect()
-            atomic.write_json(path, asdict(hardware))
-        hardware.apply()
-        return stages.Bench(
-            self.workspace,
-            hardware,
-            self.folder,
-            self.events,
-            self.recipe.run_name,
-            self.recipe.checkpoint_seconds,
-        )
+        """The run's bench, with the run's own diary and pace of checkpoints."""
+        bench = stages.Bench.open(self.workspace, self.recipe.run_name, self.recipe.hardware.detect)
+        return replace(bench, events=self.events, checkpoint_seconds=self.recipe.checkpoint_seconds)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         self.events.append("stage_started", stage=name)
+        forget_peak()
         start = time.monotonic()
         try:
             yield
@@ -121,13 +109,20 @@ class Run:
         return results
 
     def gated(self, candidate: Version, base: Version, base_results: Results, stage: str) -> None:
-        """Let the gate decide once, against the version that was served then; promote what it accepts."""
+        """Let the gate decide once, against the version that was served then; promote what it accepts.
+
+        A served version of another line (another base, or the same one under another name) was asked other
+        questions: a first version of a new line is judged against its own base.
+        """
         path = self.folder / "evaluation" / f"verdict-{candidate.name}.json"
         results = self.measured(candidate, base_results, stage)
         if path.exists():
             verdict = GateVerdict.model_validate_json(path.read_bytes())
         else:
-            incumbent = self.workspace.versions.serving() or base
+            versions = self.workspace.versions
+            incumbent = versions.serving() or base
+            if versions.root(incumbent).name != base.name:
+                incumbent = base
             if incumbent.name in (candidate.name, base.name):
                 incumbent_results = base_results
             else:
@@ -138,7 +133,7 @@ class Run:
                            incumbent=verdict.incumbent, sentences=verdict.sentences)  # fmt: skip
         self.workspace.versions.settle(candidate.name, verdict.accepted, verdict.sentences[0])
 
-    def report(self, versions: list[Version], base_results: Results) -> None:
+    def report(self, versions: list[Version]) -> None:
         """Write the run's ``report.html`` and ``report.md``."""
         results = [Results.load(self.folder / "evaluation" / f"{version.name}.json") for version in versions]
         events = self.events.read()[0]

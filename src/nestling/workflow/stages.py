@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from nestling.compute.device import Hardware
+from nestling.compute.device import Hardware, detect
 from nestling.data.curriculum import Item
 from nestling.data.formats import Ranking, read_rows
 from nestling.errors import WorkspaceError
@@ -53,9 +53,14 @@ class Bench:
     checkpoint_seconds: float = 60.0
 
     @classmethod
-    def open(cls, workspace: Workspace, run: str, hardware: Hardware) -> Bench:
-        """The bench of a run by its name; the same name goes on where it stopped."""
+    def open(cls, workspace: Workspace, run: str, choose: Callable[[], Hardware] = detect) -> Bench:
+        """The bench of a run by its name; the same name goes on where it stopped.
+
+        ``choose`` is asked once: what was chosen by measurement is kept in the run's folder, so that a resumed run
+        computes with it too.
+        """
         folder = workspace.run_folder(run)
+        hardware = kept_hardware(folder / "hardware.json", choose)
         return cls(workspace, hardware, folder, EventLog(folder / "events.jsonl"), run)
 
     def at(self, name: str) -> Bench:
@@ -72,16 +77,31 @@ class Bench:
     def published(self, stage: str) -> Version | None:
         """The version this run's stage has already published."""
         made = [v for v in self.workspace.versions.list() if made_by(v) == (self.run, stage)]
+        if made:
+            self._tidy()  # a kill may have come between publishing and this
         return made[-1] if made else None
 
     def publish(self, stage: str, build: Callable[[Path], object], card: Card) -> Version:
         """Publish a version that knows which run and stage made it; its working files are not needed any more."""
         marked = Card.model_validate(card.model_dump() | {"run": self.run, "stage": stage})
         version = self.workspace.versions.publish(build, marked)
-        for left in [*self.folder.glob("checkpoint-*"), *self.folder.glob("best-*")]:
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        self._tidy()
         self.events.append("published", stage=stage, version=version.name)
         return version
+
+    def _tidy(self) -> None:
+        """Drop what only an unfinished stage needs: checkpoints are six times as large as a version."""
+        for left in [*self.folder.glob("checkpoint-*"), *self.folder.glob("best-*")]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def kept_hardware(path: Path, choose: Callable[[], Hardware]) -> Hardware:
+    """The hardware written down at ``path``, chosen and written down if nothing is; applied to this process."""
+    if path.exists():
+        return Hardware(**json.loads(path.read_text())).apply()
+    hardware = choose()
+    atomic.write_json(path, asdict(hardware))
+    return hardware.apply()
 
 
 def void(_: object) -> None:
@@ -128,6 +148,7 @@ def sft(bench: Bench, parent: Version, recipe: Recipe) -> Version:
         engine = Engine(model, max_batch=CHUNK_BATCH)
         folder, tick = bench.folder / "replay", bench.ticker("replay")
         replayed = materials.replay(engine, recipe.data.replay, recipe.data.replay_max_tokens, folder, tick)
+        del engine  # and its packed copy of the weights
     material = materials.sft_material(recipe, model.tokenizer, replayed)
     report = train_sft(
         model, material.train, material.validation, recipe.sft, bench.folder, bench.events,
@@ -199,7 +220,9 @@ def ppo(
         return done
     model = bench.load(parent)
     dtype, device = bench.hardware.torch_dtype, bench.hardware.device
-    judge = load_scorer(scorer.folder, dtype, device) if scorer is not None else None
+    judge = None
+    if scorer is not None and config.learned_weight > 0:
+        judge = load_scorer(scorer.folder, dtype, device)
     if judge is not None:
         for parameter in judge.parameters():
             parameter.requires_grad_(False)
@@ -257,10 +280,8 @@ def stored_rankings(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         raise WorkspaceError("there are no rankings.", where=str(path), remedy="Run `nestling rank` first.")
-    lines = (line for line in path.read_text("utf-8").splitlines() if line.strip())
     rows = []
-    for row, line in zip(read_rows(path, Ranking), lines, strict=True):
-        extra = {key: value for key, value in json.loads(line).items() if key in ("finished", "template")}
+    for row in read_rows(path, Ranking):
         sources = row.sources or ("sft",) * len(row.completions)
-        rows.append(asdict(row) | {"sources": sources} | extra)
+        rows.append(asdict(row) | {"sources": sources})
     return rows

@@ -188,6 +188,12 @@ class VersionStore:
             self.mark(name, "accepted" if accepted else "rejected", verdict)
         return self.get(name)
 
+    def root(self, version: Version) -> Version:
+        """The base at the beginning of a version's line."""
+        while version.card.parents:
+            version = self.get(version.card.parents[0])
+        return version
+
     def pointer(self) -> Pointer | None:
         """What ``serving.json`` says, or None before the first promotion.
 

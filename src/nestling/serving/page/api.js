@@ -22,6 +22,7 @@ function askForToken() {
       "close",
       () => {
         token = byId("token").value.trim();
+        if (!/^[\x21-\x7e]*$/.test(token)) token = ""; // cannot be sent in a header, so it cannot be right
         byId("token").value = "";
         sessionStorage.setItem("nestling.token", token);
         asking = null;

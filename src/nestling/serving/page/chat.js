@@ -44,6 +44,7 @@ const asked = () => ({ messages: messages(), user: client, metadata: { conversat
 
 /** Ask and stream the answer. `models` holds one name, or two to compare. */
 export async function ask(text, models) {
+  for (const button of log().querySelectorAll(".retry")) button.remove(); // it asks what was asked last
   add({ kind: "user", text });
   await answer(models);
 }

@@ -6,14 +6,16 @@ from typing import Literal
 
 from pydantic import Field
 
-from nestling.training.settings import OptimizerConfig
+from nestling.training.schedule import ScheduleName
+from nestling.training.settings import LoRAConfig, OptimizerConfig
 
 
 class PPOConfig(OptimizerConfig):
     """Proximal policy optimisation against a mix of learned score and rules."""
 
     learning_rate: float = Field(3e-6, gt=0, lt=1, description="Peak learning rate of the policy.")
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="How the rate falls.")
+    schedule: ScheduleName = Field("constant", description="How the rate falls.")
+    lora: LoRAConfig | None = Field(None, description="Low-rank adapters; null trains all weights.")
     iterations: int = Field(60, ge=1, description="Rounds of rollouts and updates.")
     prompts: int = Field(16, ge=2, description="Prompts answered in an iteration.")
     samples: int = Field(

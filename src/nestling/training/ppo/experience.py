@@ -18,10 +18,12 @@ from nestling.objectives.advantages import gae, leave_one_out, whiten
 class Trace:
     """One answer token by token; every tensor is fp32 [n] for its n tokens.
 
-    ``logprobs`` are the training forward's before the first update, ``rollout_logprobs`` the engine's.
+    ``score`` is what the whole answer earned, before it is measured against its siblings. ``logprobs`` are the
+    training forward's before the first update, ``rollout_logprobs`` the engine's.
     """
 
     completion: Completion
+    score: float
     logprobs: Tensor
     rollout_logprobs: Tensor
     reference_logprobs: Tensor
@@ -60,6 +62,12 @@ def token_rewards(score: float, logprobs: Tensor, reference_logprobs: Tensor, kl
     rewards = -kl_coef * (logprobs - reference_logprobs)
     rewards[-1] += score
     return rewards
+
+
+def discounted(rewards: Tensor, gamma: float) -> Tensor:
+    """What follows from each token on, discounted: [n] -> [n]."""
+    row = rewards[None]
+    return gae(row, torch.zeros_like(row), torch.ones_like(row, dtype=torch.bool), gamma, 1.0)[0][0]
 
 
 def with_advantages(traces: Sequence[Trace], gamma: float, lam: float) -> list[Trace]:

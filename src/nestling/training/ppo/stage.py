@@ -33,6 +33,7 @@ from nestling.training.ppo.config import PPOConfig
 from nestling.training.ppo.experience import (
     Trace,
     against_siblings,
+    discounted,
     joined,
     rows_of,
     token_rewards,
@@ -89,6 +90,7 @@ class PPO:
         minibatches = self.partition(attempts, step)
         traces, terms = self.evaluate(attempts, minibatches)
         metrics = self.describe(attempts, traces) | terms
+        self.watch(metrics)
         metrics |= self.improve(traces, minibatches, step)
         self.adapt_kl(metrics["kl"])
         tokens = sum(len(t.rewards) for t in traces)
@@ -100,7 +102,6 @@ class PPO:
         }
         if step % self.config.transcript_every == 0 or step + 1 == self.total_steps:
             self.save_transcripts(step, attempts, traces)
-        self.watch(metrics)
         return metrics
 
     # Experience -------------------------------------------------------------------------------------------------
@@ -129,9 +130,12 @@ class PPO:
     def chosen_prompts(self, step: int) -> list[Prompt]:
         """The prompts of an iteration: an endless walk through all of them, in a new order each time around."""
         chosen = []
+        orders: dict[int, list[int]] = {}
         for position in range(step * self.config.prompts, (step + 1) * self.config.prompts):
             epoch, at = divmod(position, len(self.prompts))
-            chosen.append(self.prompts[epoch_order(len(self.prompts), self.config.seed, epoch)[at]])
+            if epoch not in orders:
+                orders[epoch] = epoch_order(len(self.prompts), self.config.seed, epoch)
+            chosen.append(self.prompts[orders[epoch][at]])
         return chosen
 
     def partition(self, attempts: Sequence[Attempt], step: int) -> list[Minibatch]:
@@ -166,7 +170,9 @@ class PPO:
                 completion = attempts[index].completion
                 rewards = token_rewards(merits[index], own, reference, self.kl_coef)
                 rollout = torch.tensor(completion.logprobs, device=self.device)
-                traces[index] = Trace(completion, own, rollout, reference, value, rewards, rewards, rewards)
+                traces[index] = Trace(
+                    completion, scores[index], own, rollout, reference, value, rewards, rewards, rewards
+                )
         finished = with_advantages(
             [t for t in traces if t is not None], self.config.gamma, self.config.gae_lambda
         )
@@ -184,8 +190,8 @@ class PPO:
             for row, indices in (pair for minibatch in minibatches for pair in minibatch):
                 hidden = self.networks.policy(row.ids, row.layout)[row.predictors]
                 features.append(self.networks.value_features(row, hidden).float())
-                # The plain sum of what follows: no critic has a say in its own targets yet.
-                returns += [traces[i].rewards.flip(0).cumsum(0).flip(0) for i in indices]
+                # The discounted sum of what follows: no critic has a say in its own targets yet.
+                returns += [discounted(traces[i].rewards, self.config.gamma) for i in indices]
         self.networks.value_head.fit(torch.cat(features), torch.cat(returns))
 
     # Updates ----------------------------------------------------------------------------------------------------
@@ -273,7 +279,7 @@ class PPO:
         }
 
     def watch(self, metrics: Mapping[str, float]) -> None:
-        """Stop a run that has collapsed, in a plain sentence."""
+        """Stop a run that has collapsed, in a plain sentence, before it is trained any further."""
         self.silent_iterations = self.silent_iterations + 1 if metrics["eos_rate"] < 0.05 else 0
         if self.silent_iterations >= 5:
             raise TrainingStopped(
@@ -294,7 +300,8 @@ class PPO:
                 "messages": list(a.messages),
                 "answer": a.completion.text,
                 "finished": a.completion.finished,
-                "reward": round(t.rewards.sum().item(), 3),
+                "reward": round(t.score, 3),
+                "advantage": round(t.advantages.mean().item(), 3),
             }
             for a, t in list(zip(attempts, traces, strict=True))[:8]
         ]
