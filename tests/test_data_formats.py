@@ -48,7 +48,10 @@ def rankings(draw: st.DrawFn) -> Ranking:
     count = len(answers)
     ranks = [1, *draw(st.lists(st.integers(1, count), min_size=count - 1, max_size=count - 1))]
     sources = draw(st.sampled_from([(), ("sft",) * count]))
-    return Ranking(draw(turns("user")), tuple(answers), tuple(ranks), sources, draw(category))
+    finished = draw(st.just(()) | st.tuples(*[st.booleans()] * count))
+    return Ranking(
+        draw(turns("user")), tuple(answers), tuple(ranks), sources, draw(category), finished, draw(category)
+    )
 
 
 json_values = st.recursive(
@@ -157,6 +160,8 @@ def test_answers_and_prompts_may_be_text_or_turns() -> None:
         ({**RANKED, "ranks": [1, True]}, "whole numbers from 1"),
         ({**RANKED, "sources": ["sft"]}, "2 completions but 1 sources"),
         ({**RANKED, "sources": "sft"}, "'sources' must be a list"),
+        ({**RANKED, "finished": [True]}, "2 completions but 1 finished"),
+        ({**RANKED, "finished": [1, 0]}, "'finished' must be a list of true and false"),
         ({"prompt": ASK, "check": "mentions"}, "'check' must be an object"),
         (b'{"prompt": "q", "check": {"name": "\\udc00"}}', "half a surrogate pair"),
     ],

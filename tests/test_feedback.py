@@ -82,6 +82,7 @@ def test_votes_become_rankings_preferences_and_labels(recorder: Recorder) -> Non
         ([said("B"), said("A")], [1, 2]),
         ([said("A"), said("C")], [1, 1]),
     ]
+    assert all(row["finished"] == [True, True] for row in ranking_rows(recorder.database))
     (preference,) = preference_rows(recorder.database)
     assert (preference["prompt"], preference["chosen"], preference["rejected"]) == (
         PROMPT,

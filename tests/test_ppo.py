@@ -210,13 +210,20 @@ def test_the_reference_stays_where_it_was(tmp_path: Path) -> None:
     )
 
 
-def test_runaway_policies_are_stopped_with_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(TrainingStopped, match=r"collapsed: the KL.*above max_kl"):
-        train_ppo(
-            tiny_model(), PROMPTS, None, PPOConfig(**SMALL | {"learning_rate": 0.05, "iterations": 30, "max_kl": 2.0}),
-            tmp_path, EventLog(tmp_path / "e"), reward=RewardMix([(Vowels(), 10.0)]),
-        )  # fmt: skip
-    assert list(tmp_path.glob("checkpoint-*/state.safetensors"))
+def test_runaway_policies_are_stopped_before_the_next_update(tmp_path: Path) -> None:
+    """What failed is not saved: the last checkpoint is from before, and going on from it ends in the same way."""
+    config = PPOConfig(**SMALL | {"learning_rate": 0.05, "iterations": 30, "max_kl": 2.0})
+    events = EventLog(tmp_path / "e")
+    for _ in range(2):
+        with pytest.raises(TrainingStopped, match=r"collapsed: the KL.*above max_kl"):
+            train_ppo(
+                tiny_model(), PROMPTS, None, config, tmp_path, events, reward=RewardMix([(Vowels(), 10.0)]),
+                checkpoint_seconds=0,
+            )  # fmt: skip
+    steps = [e["step"] for e in events.read()[0] if e["kind"] == "step"]
+    assert [f.name for f in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{steps[-1]:06d}"]
+    assert steps == list(range(1, len(steps) + 1)), "the second try began where the first one ended"
+    assert [e["kind"] for e in events.read()[0]].count("stage_failed") == 2
 
 
 def test_a_learned_score_rewards_what_the_scorer_likes(tmp_path: Path) -> None:

@@ -171,6 +171,33 @@ class TestRefusals:
         assert error["type"] == "invalid_request_error" and error["param"] == param
         assert param in error["message"] or "turn" in error["message"]
 
+    def test_our_own_message_can_be_sent_back(self, client: openai.OpenAI) -> None:
+        messages: list[Any] = [*ask("hello")]
+        first = client.chat.completions.create(model="nestling", messages=messages, max_tokens=4)
+        messages += [first.choices[0].message, *ask("and then?")]
+        assert client.chat.completions.create(model="nestling", messages=messages, max_tokens=4).choices
+
+    @pytest.mark.parametrize(
+        "extreme",
+        [{"temperature": 1e-40}, {"top_p": 1e-60}, {"temperature": 2.0, "repetition_penalty": 0.01}],
+        ids=str,
+    )
+    def test_values_beyond_fp32_are_answered(self, server: LiveServer, extreme: dict[str, float]) -> None:
+        with server.client() as client:
+            body = {"model": "nestling", "messages": ask(), "max_tokens": 3, **extreme}
+            for _ in range(2):  # the engine has survived the first one
+                assert client.post("/v1/chat/completions", json=body).status_code == 200
+
+    def test_a_judgment_names_its_own_fields(self, server: LiveServer) -> None:
+        with server.client() as client:
+            wrong = client.post("/api/judgments", json={"kind": "star"}).json()["error"]
+            assert wrong["param"] == "kind" and "thumb" in wrong["message"]
+            missing = client.post("/api/judgments", json={"kind": "thumb", "value": "up"}).json()["error"]
+            assert missing["param"] == "generation_id" and missing["message"].startswith("generation_id: ")
+            surrogate = json.dumps({"kind": "thumb", "generation_id": "\ud800", "value": "up"})
+            headers = {"Content-Type": "application/json"}
+            assert client.post("/api/judgments", content=surrogate, headers=headers).status_code == 400
+
     def test_neutral_values_of_what_we_lack_are_fine(self, server: LiveServer) -> None:
         neutral = {name: values[-1] for name, values in schemas._NEUTRAL.items()}
         with server.client() as client:

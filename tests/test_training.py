@@ -106,6 +106,39 @@ def test_bf16_updates_too_small_to_see_move_the_masters() -> None:
     assert (layer.weight < 1).all()
 
 
+def test_two_trainings_of_one_model_both_train() -> None:
+    """The first optimizer lets go of the gradients: kept, its hooks would swallow the second one's."""
+    layer = nn.Linear(4, 4, bias=False).to(torch.bfloat16)
+    first = MasterAdamW([ParameterGroup({"w": layer.weight}, 0.1)])
+    first.close()
+    second = MasterAdamW([ParameterGroup({"w": layer.weight}, 0.1)])
+    before = layer.weight.detach().clone()
+    layer(torch.ones(1, 4, dtype=torch.bfloat16)).sum().backward()
+    assert not first.masters["w"].grad.any() and second.masters["w"].grad.all()
+    second.step(1.0)
+    assert not torch.equal(before, layer.weight)
+
+
+def test_every_training_lets_go_of_the_model(tmp_path: Path) -> None:
+    model = tiny_model(dtype=torch.bfloat16)
+    samples = samples_of(model)
+    config = SFTConfig(max_tokens=2000, row_tokens=256, batch_tokens=256, epochs=1)
+    after = []
+    for run in ("first", "second"):
+        before = weights(model)
+        train_sft(model, samples, samples, config, tmp_path / run, EventLog(tmp_path / run / "e"))
+        after.append(any(not torch.equal(w, before[name]) for name, w in weights(model).items()))
+    assert after == [True, True]
+    assert not any(p._post_accumulate_grad_hooks for p in model.decoder.parameters())
+
+
+def test_a_budget_below_one_row_is_refused_by_name(tmp_path: Path) -> None:
+    model = tiny_model()
+    samples = samples_of(model)
+    with pytest.raises(DataError, match="max_tokens = 5 does not hold one row"):
+        train_sft(model, samples, samples, SFTConfig(max_tokens=5), tmp_path, EventLog(tmp_path / "e"))
+
+
 def test_gradients_accumulate_in_fp32() -> None:
     """256 + 1 + 1 ... is 256 in bf16; the sum must not be lost."""
     weight = nn.Parameter(torch.ones(1, dtype=torch.bfloat16))

@@ -161,6 +161,22 @@ def test_a_run_goes_from_base_to_verdict(whole: Path) -> None:
     assert state is not None and state["state"] == "finished"
 
 
+def test_a_raising_that_was_killed_is_told_as_stopped(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    log = EventLog(workspace.run_folder("mine-1") / "events.jsonl")
+    reader = ProgressReader(workspace)
+    log.append("published", stage="base", version="v1-base")
+    assert reader() is None  # nothing is being raised
+    log.append("run_started", recipe="mine", stages=["sft"], pid=os.getpid())
+    log.append("step", stage="sft", step=1, total=9, seconds_left=5.0, metrics={})
+    assert reader() == reader() and reader()["state"] == "running"  # type: ignore[index]
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    log.append("run_started", recipe="mine", stages=["sft"], pid=ended.pid)
+    state = reader()
+    assert state is not None and state["state"] == "stopped"
+
+
 @pytest.mark.slow
 def test_one_verb_at_a_time_ends_with_the_same_weights(whole: Path, recipe: Path, tmp_path: Path) -> None:
     def nestling(*words: str) -> str:

@@ -16,7 +16,7 @@ _QUOTES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "“": '"', "”": '
 _TITLE = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|Mt|vs|No|Fig|cf|e\.g|i\.e)\.$")
 _SHORTENED = re.compile(r"\b(?:etc|approx|Inc|Ltd|Jr|Sr|a\.m|p\.m|U\.S|U\.K|Ph\.D)\.$")
 _INITIAL = re.compile(r"\b[A-HJ-Z]\.$")
-_STARTER = re.compile(r"\s+(?:The|It|This|That|These|They|He|She|We|You|I|In|An?|But|And|So|If|There)\b")
+_STARTER = re.compile(r"\s+(?:The|My|It|This|That|These|They|He|She|We|You|I|In|An?|But|And|So|If|There)\b")
 _SENTENCE_END = re.compile(r"[.!?…]+[\"')\]*_”’]*(?=\s|$)|[。！？]+[”』」]*")
 _LIST_MARK = re.compile(r"^\s*(?:[-*•]|\(?\d{1,2}[.)]|#+)\s+")
 

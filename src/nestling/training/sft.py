@@ -12,7 +12,7 @@ from nestling.errors import DataError
 from nestling.model.decoder import Decoder
 from nestling.model.hf_folder import LoadedModel
 from nestling.model.lora import add_lora, merge_lora
-from nestling.model.rows import Row, pack_row
+from nestling.model.rows import Row, common_prefix, pack_row
 from nestling.model.vocabulary import token_logprobs
 from nestling.text.samples import TokenSample
 from nestling.training.learner import Loss
@@ -50,11 +50,13 @@ class SFT(PlannedStage[TokenSample]):
         folder: Path,
     ) -> None:  # fmt: skip
         self.decoder = decoder
+        # What all begin with (a system prompt) is computed once a row and counts for nothing more.
+        self.common = common_prefix([list(s.ids) for s in samples])
         group = ParameterGroup(trainable(decoder), config.learning_rate, config.weight_decay)
         super().__init__(samples, validation, config, [group], folder)
 
     def length(self, item: TokenSample) -> int:
-        return len(item.ids)
+        return len(item.ids) - self.common
 
     def weight(self, items: Sequence[TokenSample]) -> float:
         return sum(sum(item.loss_mask[1:]) for item in items)

@@ -159,6 +159,9 @@ def _item(
     worse = (row and row.worse) or template.worse or behaviour.worse
     if split != "train":
         answers = worse = []
+    # Which of the leads comes first is the item's own: twins and splits see all of them.
+    turn = int.from_bytes(sha256(item_id.encode()).digest()[:4], "big")
+    leads = [behaviour.leads[(turn + number) % len(behaviour.leads)] for number in range(len(answers))]
     return Item(
         id=item_id,
         behaviour=behaviour.behaviour,
@@ -169,6 +172,6 @@ def _item(
         check=fill_value(template.check or behaviour.check, fields, item_id),
         entity=row.key if row else None,
         pair=pair,
-        answers=tuple(fill(text, fields, item_id) for text in answers),
+        answers=tuple(fill(lead + text, fields, item_id) for lead, text in zip(leads, answers, strict=True)),
         worse=tuple(fill(text, fields, item_id) for text in worse),
     )

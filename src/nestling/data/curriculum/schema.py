@@ -88,7 +88,10 @@ class Row(BaseModel):
 
 
 class Behaviour(Strict):
-    """One behaviour file. ``templates`` may name another behaviour whose templates it shares."""
+    """One behaviour file. ``templates`` may name another behaviour whose templates it shares.
+
+    ``leads`` are beginnings of which each good answer gets one, "" for none.
+    """
 
     behaviour: str
     about: Text
@@ -98,6 +101,7 @@ class Behaviour(Strict):
     check: dict[str, Any] | None = None
     templates: TemplateLists | str
     slots: dict[str, Text] = {}
+    leads: list[str] = [""]
     answers: list[Text] = []
     worse: list[Text] = []
 
