@@ -96,11 +96,17 @@ class TestDecision:
             "Kept, not served: prose may have become up to 8.4 % harder to predict (allowed 5 %)."
         )
 
-    def test_too_few_prompts_are_said_to_be_too_few(self) -> None:
-        few = OLD | {"retention": [True] * 60}
-        better = BETTER | {"retention": [True] * 60}
+    def test_with_too_few_prompts_the_measured_loss_counts(self) -> None:
+        """60 answers can at best show a loss below 2.7 points, where 2 are allowed."""
+        few, better = OLD | {"retention": [True] * 60}, BETTER | {"retention": [True] * 60}
         verdict = decide(make_results("new", better), make_results("old", few))
-        assert not verdict.accepted and "60 prompts are too few to show less than" in verdict.sentences[0]
+        [line] = [line for line in verdict.lines if line.label == "general knowledge"]
+        assert verdict.accepted and line.passed and line.confidence is None and line.bound == 0
+        lost = BETTER | {"retention": [True] * 58 + [False] * 2}
+        verdict = decide(make_results("new", lost), make_results("old", few))
+        assert verdict.sentences[0] == (
+            "Kept, not served: general knowledge fell by 3.4 points (allowed 2) on 60 prompts."
+        )
 
 
 class TestManyBehaviours:

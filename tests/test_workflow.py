@@ -194,11 +194,14 @@ def test_one_verb_at_a_time_ends_with_the_same_weights(whole: Path, recipe: Path
         ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stdout + done.stderr
+        told.append(done.stderr)
         return done.stdout
 
+    told: list[str] = []
     nestling("fetch", json.loads(recipe.read_text())["base"])
     from_recipe = ["--recipe", str(recipe)]
     nestling("sft", *from_recipe)
+    assert "fine-tuning" in told[-1]  # long work says how far it is
     tuned = ["--version", "v2-sft", *from_recipe]
     rankings = nestling("rank", *tuned).partition(": ")[2].replace("\n", "")
     said = nestling("reward-model", *tuned, "--data", rankings)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from nestling.workflow import materials, stages
 from nestling.workflow.fetch import DEFAULT_BASE, progress_bar
 from nestling.workflow.recipe import RankConfig, Recipe, file_digest, load_recipe
 from nestling.workflow.stages import Bench
-from nestling.workspace import Lock, Version, Workspace
+from nestling.workspace import Version, Workspace
 
 recipe_option = click.option(
     "--recipe",
@@ -86,9 +87,11 @@ class Call:
         name = f"{self.section}-{materials.digest(wanted)[:10]}"
         return Bench.open(self.workspace, name, lambda: choose_hardware(*self._hardware))
 
-    def training(self) -> Lock:
-        """Held while a version is made."""
-        return self.workspace.lock("trainer", "the raising of versions")
+    @contextmanager
+    def working(self, bench: Bench) -> Iterator[None]:
+        """Keep other trainings out of the workspace, and tell the terminal how it goes."""
+        with self.workspace.lock("trainer", "the raising of versions"), bench.events.to(Console(stderr=True)):
+            yield
 
 
 def stage_options(section: str, config: type[Config]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -136,7 +139,7 @@ def sft(call: Call, files: tuple[str, ...], starter: bool) -> None:
         data |= {"demonstrations": {}, "replay": 0}
     call.recipe = call.recipe.model_copy(update={"data": call.recipe.data.model_copy(update=data)})
     bench = call.bench()
-    with call.training():
+    with call.working(bench):
         _published(stages.sft(bench, call.parent, call.recipe))
 
 
@@ -148,7 +151,8 @@ def rank(call: Call, file: str | None) -> None:
     config = call.recipe.rank
     items = _items(file) if file else materials.ranking_items(call.recipe, config.prompts)
     bench = call.bench(file and file_digest(Path(file)))
-    rows = stages.rank(bench, call.parent, items, config)
+    with call.working(bench):
+        rows = stages.rank(bench, call.parent, items, config)
     click.echo(f"{len(rows)} rankings: {bench.folder / 'rankings.jsonl'}")
 
 
@@ -168,7 +172,7 @@ def reward_model(call: Call, file: str, validation_share: float) -> None:
     """Train a reward model on rankings."""
     rows = stages.stored_rankings(Path(file))
     bench = call.bench(materials.digest(rows), validation_share)
-    with call.training():
+    with call.working(bench):
         made = stages.reward_model(bench, call.parent, rows, call.recipe.reward_model, validation_share)
     click.echo(stages.describe_reward_model(made.card.metrics["reward_model"]))
     _published(made)
@@ -183,7 +187,7 @@ def ppo(call: Call, scorer_name: str | None, file: str | None) -> None:
     items = _items(file) if file else materials.ppo_items(call.recipe)
     scorer = call.workspace.versions.get(scorer_name) if scorer_name else None
     bench = call.bench(scorer_name, file and file_digest(Path(file)))
-    with call.training():
+    with call.working(bench):
         _published(stages.ppo(bench, call.parent, scorer, items, call.recipe.ppo))
 
 

@@ -25,7 +25,7 @@ ABOUT_FACTS = ("premise_false", "premise_true", "mistake", "hold_truth")
 _SIZES: dict[str, int] = {"gate": 150, "test": 300}
 # Two of these make one measure, and of their prompts those about facts that the base does not know will not
 # count.
-_FACT_SIZES: dict[str, int] = {"gate": 120, "test": 300}
+_FACT_SIZES: dict[str, int] = {"gate": 220, "test": 470}
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def build_suite(
 
     Args:
         behaviours: their names; None means all.
-        sizes: prompts by behaviour. Elsewhere 150 in the gate split and 300 in the test split (120 and 300
+        sizes: prompts by behaviour. Elsewhere 150 in the gate split and 300 in the test split (220 and 470
             for each behaviour about facts); a behaviour without a table is asked every distinct prompt.
         assistant: the name the assistant goes by.
         curriculum: other content than the packaged one.

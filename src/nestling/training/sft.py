@@ -56,7 +56,7 @@ class SFT(PlannedStage[TokenSample]):
         super().__init__(samples, validation, config, [group], folder)
 
     def length(self, item: TokenSample) -> int:
-        return len(item.ids) - self.common
+        return max(1, len(item.ids) - self.common)
 
     def weight(self, items: Sequence[TokenSample]) -> float:
         return sum(sum(item.loss_mask[1:]) for item in items)

@@ -66,6 +66,7 @@ class GateRule(BaseModel):
                 "And every other behaviour must be shown to have lost less than",
                 f"{100 * self.margin:g} points{f' ({_listed(others)})' if others else ''},",
                 f"each at {self.confidence:.0%} confidence: as all must pass, so is the confidence that none has.",
+                "Where the prompts are too few to show that even of an unchanged version, the measured loss counts.",
                 *(f"Counted as one: {_listed(map(_label, names))}." for names in self.pooled.values()),
                 f"A behaviour whose check was not right on {LEAST_ACCURACY:.0%} of at least {LEAST_LABELS}",
                 "labelled answers is reported and does not decide.",
@@ -77,7 +78,8 @@ class GateLine(BaseModel):
     """One line of the verdict's table.
 
     ``gain`` and ``bound`` are shares, relative for perplexity (whose gain is a fall). ``bound`` is the lower
-    end of the evidence's gain, or the most a guarded behaviour may have lost at its ``confidence``.
+    end of the evidence's gain, or the most a guarded behaviour may have lost at its ``confidence``; the measured loss
+    where that is None.
     """
 
     label: str
@@ -131,6 +133,14 @@ class _Guard:
     margin: float
     bound: Callable[[float], float]
     unchanged: Callable[[float], float] | None
+
+    def too_few(self, confidence: float) -> bool:
+        """Whether not even an unchanged version could be shown to have kept the margin."""
+        return self.unchanged is not None and self.unchanged(confidence) >= self.margin
+
+    def loss(self, confidence: float) -> float:
+        """What is held against the margin: the most that may have been lost, or with too few prompts the loss."""
+        return -self.gain if self.too_few(confidence) else self.bound(confidence)
 
 
 def decide(
@@ -304,8 +314,8 @@ def _judge_evidence(paired: PairedGain | None, rule: GateRule) -> tuple[GateLine
 def _judge_guards(guards: Sequence[_Guard], rule: GateRule) -> tuple[list[GateLine], list[str]]:
     """Every guard at the rule's confidence; the problems come largest excess first."""
     lines, problems = [], []
-    for guard in sorted(guards, key=lambda g: g.bound(rule.confidence) - g.margin):
-        bound = guard.bound(rule.confidence)
+    for guard in sorted(guards, key=lambda g: g.loss(rule.confidence) - g.margin):
+        bound = guard.loss(rule.confidence)
         passed = bound < guard.margin
         lines.append(
             GateLine(
@@ -315,7 +325,7 @@ def _judge_guards(guards: Sequence[_Guard], rule: GateRule) -> tuple[list[GateLi
                 gain=guard.gain,
                 bound=bound,
                 margin=guard.margin,
-                confidence=rule.confidence,
+                confidence=None if guard.too_few(rule.confidence) else rule.confidence,
                 passed=passed,
             )
         )
@@ -328,11 +338,9 @@ def _loss_sentence(guard: _Guard, bound: float, confidence: float) -> str:
     allowed = f"(allowed {100 * guard.margin:g}"
     if guard.name == PERPLEXITY:
         return f"prose may have become up to {_rounded_up(bound)} % harder to predict {allowed} %)"
-    sentence = f"{guard.label} may have fallen by up to {_rounded_up(bound)} points {allowed})"
-    unchanged = guard.unchanged(confidence) if guard.unchanged else 0.0
-    if unchanged >= guard.margin:
-        sentence += f"; {guard.n} prompts are too few to show less than {_rounded_up(unchanged)}"
-    return sentence
+    if guard.too_few(confidence):
+        return f"{guard.label} fell by {_rounded_up(bound)} points {allowed}) on {guard.n} prompts"
+    return f"{guard.label} may have fallen by up to {_rounded_up(bound)} points {allowed})"
 
 
 def _rounded_up(share: float) -> str:

@@ -34,9 +34,10 @@ from nestling.training.sft import train_sft
 from nestling.workflow import materials
 from nestling.workflow.fetch import fetch_base
 from nestling.workflow.package_index import Report
+from nestling.workflow.progress import ReportedLog
 from nestling.workflow.recipe import EvaluationConfig, RankConfig, Recipe
 from nestling.workflow.reward_report import reward_report, set_normalisation
-from nestling.workspace import Card, EventLog, Version, Workspace, atomic
+from nestling.workspace import Card, Version, Workspace, atomic
 
 Tick = Callable[[int, int], None]
 
@@ -48,7 +49,7 @@ class Bench:
     workspace: Workspace
     hardware: Hardware
     folder: Path
-    events: EventLog
+    events: ReportedLog
     run: str
     checkpoint_seconds: float = 60.0
 
@@ -61,7 +62,7 @@ class Bench:
         """
         folder = workspace.run_folder(run)
         hardware = kept_hardware(folder / "hardware.json", choose)
-        return cls(workspace, hardware, folder, EventLog(folder / "events.jsonl"), run)
+        return cls(workspace, hardware, folder, ReportedLog(folder / "events.jsonl"), run)
 
     def at(self, name: str) -> Bench:
         """The same bench with a subfolder as its folder."""
