@@ -77,8 +77,9 @@ class Call:
         self.workspace, recipe = Workspace(root), load_recipe(recipe_name)
         before: Config = getattr(recipe, section)
         self.section, self.config = section, to_config(type(before), options, before)
-        self.recipe: Recipe = recipe.model_copy(update={section: self.config})
         self.parent = find_version(self.workspace, name)
+        mine = {section: self.config, "assistant": self.parent.card.assistant}
+        self.recipe: Recipe = recipe.model_copy(update=mine)
         self._hardware = (dtype, threads)
 
     def bench(self, *more: object) -> Bench:
@@ -134,13 +135,14 @@ def stage_options(section: str, config: type[Config]) -> Callable[[Callable[...,
 @stage_options("sft", SFTConfig)
 def sft(call: Call, files: tuple[str, ...], starter: bool) -> None:
     """Fine-tune a version on conversations."""
-    data: dict[str, Any] = {"files": [str(Path(f).resolve()) for f in files]}
+    changes: dict[str, Any] = {"files": [str(Path(f).resolve()) for f in files]}
     if not starter:
-        data |= {"demonstrations": {}, "replay": 0}
-    call.recipe = call.recipe.model_copy(update={"data": call.recipe.data.model_copy(update=data)})
+        changes |= {"demonstrations": {}, "replay": 0}
+    data = call.recipe.data.model_copy(update=changes)
+    call.recipe = call.recipe.model_copy(update={"data": data})
     bench = call.bench()
     with call.working(bench):
-        _published(stages.sft(bench, call.parent, call.recipe))
+        _published(stages.sft(bench, call.parent, data, call.config, call.recipe.seed))
 
 
 @click.command()

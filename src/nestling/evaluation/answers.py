@@ -14,11 +14,10 @@ from nestling.checks import Answer
 from nestling.data.curriculum import Item
 from nestling.errors import ModelError
 from nestling.generation.protocol import Generator, Request, Sampling
-from nestling.workspace import atomic
+from nestling.workspace import Tick, atomic
 
 GREEDY = Sampling(temperature=0.0, max_tokens=96)
 CHUNK = 256
-Progress = Callable[[int, int], None]
 
 _MODEL_FILES = (
     "config.json",
@@ -36,7 +35,7 @@ def ask(
     identity: str,
     cache: Path,
     sampling: Sampling = GREEDY,
-    progress: Progress | None = None,
+    progress: Tick | None = None,
 ) -> list[Answer]:
     """Answer every item, in order.
 

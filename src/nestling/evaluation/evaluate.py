@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nestling.errors import DataError
-from nestling.evaluation.answers import GREEDY, Progress, ask, remembered
+from nestling.evaluation.answers import GREEDY, ask, remembered
 from nestling.evaluation.perplexity import Passage, PassageLoss, passage_losses
 from nestling.evaluation.results import Results, figures_of
 from nestling.evaluation.suite import Suite
 from nestling.evaluation.verdicts import judge_answers, known_questions
 from nestling.generation.protocol import Generator, Sampling
 from nestling.model.hf_folder import LoadedModel
+from nestling.workspace import Tick
 
 
 def evaluate(
@@ -26,7 +27,7 @@ def evaluate(
     model: LoadedModel | None = None,
     prose: Sequence[Passage] = (),
     sampling: Sampling = GREEDY,
-    progress: Progress | None = None,
+    progress: Tick | None = None,
 ) -> Results:
     """Measure a version. Killed at any moment and called again, it goes on and ends with the same results.
 

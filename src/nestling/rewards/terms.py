@@ -11,8 +11,9 @@ import torch
 
 from nestling.checks import judge
 from nestling.checks.verdict import Answer
+from nestling.data.packing import pack
 from nestling.generation.protocol import Completion
-from nestling.model.rows import Group, pack_candidates
+from nestling.model.rows import pack_candidates
 from nestling.model.scorer import Scorer
 from nestling.text.messages import Message
 
@@ -52,22 +53,16 @@ class LearnedScore:
             (list(prompt), [a.completion.token_ids for a in of_prompt])
             for prompt, of_prompt in itertools.groupby(attempts, key=lambda a: a.completion.prompt_ids)
         ]
-        scores: list[float] = []
-        row: list[Group] = []
-        tokens = 0
-        for prompt, answers in groups:
-            size = len(prompt) + sum(map(len, answers))
-            if row and tokens + size > self.row_tokens:
-                scores += self._score(row)
-                row, tokens = [], 0
-            row.append((prompt, answers))
-            tokens += size
-        return scores + (self._score(row) if row else [])
-
-    def _score(self, row: Sequence[Group]) -> list[float]:
-        packed = pack_candidates(row, self.scorer.decoder.device)
-        raw = self.scorer(packed.ids, packed.layout, packed.last)
-        return self.scorer.normalise(raw).clamp(-self.clip, self.clip).tolist()
+        lengths = [len(prompt) + sum(map(len, answers)) for prompt, answers in groups]
+        scores: dict[int, list[float]] = {}
+        for indices in pack(lengths, max(self.row_tokens, *lengths)):
+            row = [groups[i] for i in indices]
+            packed = pack_candidates(row, self.scorer.decoder.device)
+            raw = self.scorer(packed.ids, packed.layout, packed.last)
+            own = self.scorer.normalise(raw).clamp(-self.clip, self.clip)
+            parts = own.split([len(answers) for _, answers in row])
+            scores |= {index: part.tolist() for index, part in zip(indices, parts, strict=True)}
+        return [score for index in range(len(groups)) for score in scores[index]]
 
 
 class CheckScore:

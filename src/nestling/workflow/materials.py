@@ -27,15 +27,14 @@ from nestling.text.samples import TokenSample, training_samples
 from nestling.text.tokenizer import Tokenizer
 from nestling.training.ppo import Prompt
 from nestling.training.reward_model import RankedIds
-from nestling.workflow.recipe import RankConfig, Recipe, file_digest
-from nestling.workspace import atomic
+from nestling.workflow.recipe import DataConfig, RankConfig, Recipe, file_digest
+from nestling.workspace import Tick, atomic
 
 CHUNK = 64
-Report = Callable[[int, int], None]
 
 
 def chunked_rows(
-    folder: Path, name: str, count: int, make: Callable[[int, int], list[dict[str, Any]]], report: Report
+    folder: Path, name: str, count: int, make: Callable[[int, int], list[dict[str, Any]]], report: Tick
 ) -> list[dict[str, Any]]:
     """Rows made in chunks of ``CHUNK`` inputs, each chunk kept on disk as soon as it is whole.
 
@@ -58,7 +57,7 @@ def replay_prompts() -> list[str]:
     return [str(prompt) for prompt in yaml.safe_load(text)["prompts"]]
 
 
-def replay(engine: Engine, count: int, max_tokens: int, folder: Path, report: Report) -> list[Conversation]:
+def replay(engine: Engine, count: int, max_tokens: int, folder: Path, report: Tick) -> list[Conversation]:
     """The base's own good answers: greedy, finished, without loops."""
     prompts = replay_prompts()[:count]
 
@@ -99,18 +98,20 @@ class SFTMaterial:
     hashes: dict[str, str]
 
 
-def sft_material(recipe: Recipe, tokenizer: Tokenizer, replayed: Sequence[Conversation]) -> SFTMaterial:
+def sft_material(
+    data: DataConfig, seed: int, assistant: str, tokenizer: Tokenizer, replayed: Sequence[Conversation]
+) -> SFTMaterial:
     """Demonstrations of the curriculum, replayed answers and the user's own files, as token samples."""
-    demonstrations = curriculum.demonstrations(recipe.seed, recipe.data.demonstrations, recipe.assistant)
+    demonstrations = curriculum.demonstrations(seed, data.demonstrations, assistant)
     samples = [answer_only(training_samples(tokenizer, c, "demonstration")) for c in demonstrations]
     hashes = {"curriculum": digest(demonstrations), "replay": digest([c.messages for c in replayed])}
     for number, conversation in enumerate(replayed):
         samples += training_samples(tokenizer, conversation.messages, f"replay {number}")
-    for name in recipe.data.files:
+    for name in data.files:
         for number, row in enumerate(read_rows(Path(name), Conversation), 1):
             samples += training_samples(tokenizer, row.messages, f"{name}:{number}")
         hashes[Path(name).name] = file_digest(Path(name))
-    train, validation = split_off(samples, recipe.data.validation_share, key=lambda s: json.dumps(s.ids))
+    train, validation = split_off(samples, data.validation_share, key=lambda s: json.dumps(s.ids))
     return SFTMaterial(train, validation, hashes)
 
 
@@ -169,7 +170,7 @@ def ppo_prompts(items: Sequence[Item]) -> list[Prompt]:
 
 
 def rank_answers(
-    engine: Engine, items: Sequence[Item], config: RankConfig, folder: Path, report: Report
+    engine: Engine, items: Sequence[Item], config: RankConfig, folder: Path, report: Tick
 ) -> list[dict[str, Any]]:
     """Sample answers to every item, put written ones beside them, and rank all by the checks and rules.
 

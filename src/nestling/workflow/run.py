@@ -62,7 +62,7 @@ class Run:
         recipe, bench = self.recipe, self.bench()
         with self.stage("base"):
             base = stages.import_base(bench, recipe.base, recipe.assistant)
-        tuned = self.made("sft", lambda b: stages.sft(b, base, recipe))
+        tuned = self.made("sft", lambda b: stages.sft(b, base, recipe.data, recipe.sft, recipe.seed))
         base_results = self.measured(base, None, "gate-base")
         self.gated(tuned, base, base_results, "gate-sft")
         with self.stage("rank"):

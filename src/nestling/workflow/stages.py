@@ -30,16 +30,14 @@ from nestling.model.hf_folder import LoadedModel, load_model, save_model
 from nestling.model.scorer import Scorer, load_scorer, save_scorer
 from nestling.training.ppo import PPOConfig, train_ppo
 from nestling.training.reward_model import RewardModelConfig, train_reward_model
-from nestling.training.sft import train_sft
+from nestling.training.sft import SFTConfig, train_sft
 from nestling.workflow import materials
 from nestling.workflow.fetch import fetch_base
 from nestling.workflow.package_index import Report
 from nestling.workflow.progress import ReportedLog
-from nestling.workflow.recipe import EvaluationConfig, RankConfig, Recipe
+from nestling.workflow.recipe import DataConfig, EvaluationConfig, RankConfig
 from nestling.workflow.reward_report import reward_report, set_normalisation
-from nestling.workspace import Card, Version, Workspace, atomic
-
-Tick = Callable[[int, int], None]
+from nestling.workspace import Card, Tick, Version, Workspace, atomic
 
 
 @dataclass(frozen=True)
@@ -138,21 +136,21 @@ def import_base(bench: Bench, base: str, assistant: str, report: Report | None =
     return version
 
 
-def sft(bench: Bench, parent: Version, recipe: Recipe) -> Version:
-    """Fine-tune ``parent`` on the recipe's demonstrations, replay and files."""
+def sft(bench: Bench, parent: Version, data: DataConfig, config: SFTConfig, seed: int = 0) -> Version:
+    """Fine-tune ``parent`` on demonstrations, replay and files; ``seed`` chooses the demonstrations."""
     done = bench.published("sft")
     if done:
         return done
     model = bench.load(parent)
     replayed = []
-    if recipe.data.replay:
+    if data.replay:
         engine = Engine(model, max_batch=CHUNK_BATCH)
         folder, tick = bench.folder / "replay", bench.ticker("replay")
-        replayed = materials.replay(engine, recipe.data.replay, recipe.data.replay_max_tokens, folder, tick)
+        replayed = materials.replay(engine, data.replay, data.replay_max_tokens, folder, tick)
         del engine  # and its packed copy of the weights
-    material = materials.sft_material(recipe, model.tokenizer, replayed)
+    material = materials.sft_material(data, seed, parent.card.assistant, model.tokenizer, replayed)
     report = train_sft(
-        model, material.train, material.validation, recipe.sft, bench.folder, bench.events,
+        model, material.train, material.validation, config, bench.folder, bench.events,
         checkpoint_seconds=bench.checkpoint_seconds,
     )  # fmt: skip
     bench.events.append("report", stage="sft", text=report.remark, **asdict(report))

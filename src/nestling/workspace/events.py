@@ -6,10 +6,14 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from nestling.workspace.atomic import readable_errors
+
+Tick = Callable[[int, int], None]
+"""Told how far long work is: (done, total)."""
 
 
 class EventLog:
