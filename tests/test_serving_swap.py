@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from nestling.storage import Judgment, open_database
+from nestling.storage import Generation, Judgment, open_database
 from nestling.workspace import Workspace
 from serving_support import LiveServer, ask, publish, running, running_process, wait_until
 
@@ -159,9 +159,16 @@ def test_stopping_the_server_ends_a_stream_with_an_error(workspace: Workspace) -
         server.wait()
         with streaming(server, count=90_000) as events:
             process.send_signal(signal.SIGTERM)
-            *_, last = events
+            *said, last = events
         assert "the server is stopping" in last["error"]["message"]
         assert process.wait(20) == -signal.SIGTERM
+    database = open_database(workspace.database_path)
+    with database.read() as session:  # what people have read is written down: they may judge it
+        [row] = session.scalars(select(Generation))
+    database.close()
+    assert row.finish_reason == "cancelled" and row.answer.split()[: len(words(iter(said)))] == words(
+        iter(said)
+    )
 
 
 def test_acknowledged_votes_survive_kill_9(workspace: Workspace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +176,31 @@ def test_a_raising_that_was_killed_is_told_as_stopped(tmp_path: Path) -> None:
     log.append("run_started", recipe="mine", stages=["sft"], pid=ended.pid)
     state = reader()
     assert state is not None and state["state"] == "stopped"
+
+
+@pytest.mark.slow
+def test_another_assistant_is_judged_against_its_own_base(whole: Path, recipe: Path, tmp_path: Path) -> None:
+    """What is served already answers to another name, and was asked other questions."""
+    shutil.copytree(whole, tmp_path / "nest")
+    workspace = Workspace(tmp_path / "nest")
+    workspace.versions.promote("v2-sft", "for this test", force=True)
+    command = [
+        sys.executable,
+        "-m",
+        "nestling",
+        "run",
+        str(recipe),
+        "-w",
+        str(workspace.root),
+        "--name",
+        "Robin",
+    ]
+    done = subprocess.run([*command, "--quiet"], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [run] = [run for run in workspace.runs.glob("tiny-*") if not (Path(whole) / "runs" / run.name).exists()]
+    verdicts = [e for e in EventLog(run / "events.jsonl").read()[0] if e["kind"] == "verdict"]
+    assert next(v["incumbent"] for v in verdicts) == "v5-base"
+    assert {v.card.assistant for v in workspace.versions.list()[4:]} == {"Robin"}
 
 
 @pytest.mark.slow
