@@ -299,7 +299,7 @@ def test_ppo_finds_shortest_paths(tmp_path: Path) -> None:
     ]
     samples = [s for walk in walks for s in training_samples(model.tokenizer, walk, "walk")]
     sft = SFTConfig(
-        learning_rate=5e-3, epochs=4, max_tokens=10**7, row_tokens=2048, batch_tokens=2048, validate_every=50
+        learning_rate=5e-3, epochs=4, max_tokens=10**7, row_tokens=320, batch_tokens=320, validate_every=200
     )
     train_sft(model, samples[60:], samples[:60], sft, tmp_path / "sft", EventLog(tmp_path / "e"))
 
