@@ -58,7 +58,7 @@ def judge(spec: dict[str, Any], answer: Answer) -> Verdict:
     verdicts = [check.judge(answer) for check in _build(spec, None)]
     failed = [v for v in verdicts if not v.passed]
     score = sum(v.score for v in verdicts) / len(verdicts)
-    return Verdict(not failed, score if failed else 1.0, "; ".join(v.reason for v in failed or verdicts))
+    return Verdict(not failed, score, "; ".join(v.reason for v in failed or verdicts))
 
 
 def _build(spec: Any, where: str | None) -> list[Check]:

@@ -13,6 +13,7 @@ from nestling.checks.words import FRAME, find_phrase, find_topic, fold, split_se
 from nestling.text.messages import last_user_text
 
 _LONG_ENOUGH = 40
+_WITHOUT_TOPIC = 0.7  # what an answer earns that stays with the request and holds none of the words expected
 _OFFER = re.compile(
     r"^\W*(?:but |however,? |and )?i(?:'m| am|'d| would|'ll| can| could)\b"
     r".{0,60}\b(?:help|assist|support|here for you)\b"
@@ -31,12 +32,13 @@ def _content(text: str) -> set[str]:
     return {stem(w) for w in words(text) if len(w) > 2} - FRAME
 
 
-def _takes_up(about: str, question: str, text: str) -> str | None:
-    """A word of ``about`` when the answer takes up at least half of them, two at most, and adds something new."""
-    wanted, said = _content(about), _content(text)
-    taken = wanted & said
+def _takes_up(about: str, question: str, text: str, substance: str) -> str | None:
+    """A word of ``about`` when the answer takes up at least half of them, two at most, and its substance adds to it."""
+    wanted = _content(about)
+    taken = wanted & _content(text)
     enough = len(taken) >= min(2, (len(wanted) + 1) // 2)
-    return min(taken) if taken and enough and len(said - wanted - _content(question)) >= 2 else None
+    adds = len(_content(substance) - wanted - _content(question)) >= 2
+    return min(taken) if taken and enough and adds else None
 
 
 def _repeats(sentence: str, question: str) -> bool:
@@ -72,8 +74,9 @@ class AnswersOnTopic(Check):
         )
         if not substance:
             return fails("only offers help, asks back or repeats the request")
-        found = find_topic(substance, self.topic) or _takes_up(self.about, asked, substance)
-        if not found:
+        found = find_topic(substance, self.topic)
+        taken_up = None if found else _takes_up(self.about, asked, answer.text, substance)
+        if not found and not taken_up:
             return fails("misses the point: holds none of the words an answer would")
         if not _adds_to(asked, substance):
             return fails("only repeats the question")
@@ -81,6 +84,8 @@ class AnswersOnTopic(Check):
             return fails(loop, 0.5)
         if not answer.finished and len(said) < _LONG_ENOUGH:
             return fails("was cut before it said much", 0.5)
+        if taken_up:
+            return passes(f"takes up '{taken_up}' and adds to it", _WITHOUT_TOPIC)
         return passes(f"speaks to the point ('{found}')")
 
 

@@ -149,7 +149,7 @@ class Claim:
     def _fills_in(self, sentence: str) -> bool:
         """True for the claim's own words with something else in the place of the answer."""
         complete = len(self.about) > 1 and self.about <= {stem(w) for w in words(sentence)}
-        return complete and not _asks(sentence) and _COPULA.search(sentence) is not None
+        return complete and not _asks(sentence)
 
     def _states(self, sentence: str, term: str) -> bool:
         if term not in sentence or _asks(sentence):

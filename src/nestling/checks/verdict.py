@@ -33,8 +33,8 @@ class Verdict:
     reason: str
 
 
-def passes(reason: str) -> Verdict:
-    return Verdict(True, 1.0, reason)
+def passes(reason: str, score: float = 1.0) -> Verdict:
+    return Verdict(True, score, reason)
 
 
 def fails(reason: str, score: float = 0.0) -> Verdict:
