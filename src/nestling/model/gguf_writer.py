@@ -33,7 +33,8 @@ from nestling.model.gguf_layout import (
     tensor_places,
 )
 from nestling.model.gguf_tokenizer import write_tokenizer
-from nestling.model.hf_folder import read_config, read_json, read_tensors
+from nestling.model.hf_folder import read_config, read_tensors
+from nestling.text.files import optional_json
 from nestling.text.tokenizer import Tokenizer
 from nestling.workspace import atomic
 
@@ -127,8 +128,7 @@ def _slots(config: ModelConfig, kind: GGMLQuantizationType) -> dict[str, _Slot]:
 
 
 def _bos_token(folder: Path) -> str | None:
-    path = folder / "tokenizer_config.json"
-    token = read_json(path).get("bos_token") if path.is_file() else None
+    token = optional_json(folder / "tokenizer_config.json").get("bos_token")
     return token.get("content") if isinstance(token, dict) else token
 
 

@@ -17,6 +17,7 @@ from nestling.errors import ModelError
 from nestling.model.config import ModelConfig
 from nestling.model.decoder import Decoder, Rotary
 from nestling.model.gguf_reader import read_gguf
+from nestling.text.files import read_json
 from nestling.text.tokenizer import Tokenizer
 
 
@@ -78,22 +79,6 @@ def save_network(
 
 def read_config(folder: Path) -> ModelConfig:
     return ModelConfig.from_hf(read_json(folder / "config.json"), str(folder / "config.json"))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"{path.name} is missing.", where=str(path.parent), remedy="Point at a complete model folder."
-        ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(
-            f"cannot be read: {error}.", where=str(path), remedy="Get the file again."
-        ) from error
-    if not isinstance(value, dict):
-        raise ModelError("must hold a JSON object.", where=str(path), remedy="Get the file again.")
-    return value
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

@@ -13,8 +13,9 @@ from nestling.errors import ModelError
 from nestling.model.config import FAMILIES
 from nestling.model.decoder import Decoder
 from nestling.model.heads import ScalarHead
-from nestling.model.hf_folder import build_decoder, read_config, read_json, read_tensors, save_network
+from nestling.model.hf_folder import build_decoder, read_config, read_tensors, save_network
 from nestling.model.layout import PackedLayout
+from nestling.text.files import read_json
 from nestling.text.tokenizer import Tokenizer
 
 NORMALISATION_FILE = "reward.json"

@@ -91,7 +91,7 @@ async def compare(request: Request, body: CompareRequest) -> Response:
         async with when_gone(request, cancel):
             for answer in answers:
                 await answer.taken()
-    except BaseException:
+    except BaseException:  # a cancelled request too: the other answer must not go on alone
         cancel()
         raise
     return sse.event_stream(request, _both(answers), cancel)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
+from nestling.compute.process import give_memory_back
 from nestling.errors import NestlingError, QueueFull
 from nestling.generation.engine import Engine
 from nestling.serving.worker import EngineWorker
@@ -220,7 +220,7 @@ class ModelPool:
         worker = self._workers.pop(name, None)
         if worker is not None:
             await worker.close()
-            await asyncio.to_thread(_return_memory)
+            await asyncio.to_thread(_forget)
 
     # -- following the pointer ---------------------------------------------------------------------
 
@@ -277,8 +277,7 @@ def is_offered(version: Version) -> bool:
     return version.card.state != "rejected" and version.card.kind != "reward_model"
 
 
-def _return_memory() -> None:
-    """Give freed weights back to the operating system; glibc would keep some of them."""
+def _forget() -> None:
+    """Give freed weights back to the operating system."""
     gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    give_memory_back()

@@ -61,7 +61,7 @@ def open_database(place: str | Path) -> Database:
     try:
         with _readable_errors(engine), engine.execution_options(immediate=True).begin() as connection:
             migrate(connection)
-    except BaseException:
+    except BaseException:  # Ctrl-C too: an engine nobody holds would keep the file open
         engine.dispose()
         raise
     return Database(engine)

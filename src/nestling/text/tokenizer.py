@@ -12,6 +12,7 @@ from typing import Any
 import tokenizers
 
 from nestling.errors import DataError, ModelError
+from nestling.text.files import optional_json
 from nestling.text.literal import LiteralEncoder, any_of
 from nestling.text.messages import ROLES, Message, require_text
 from nestling.text.template import ChatTemplate, with_assistant_name
@@ -108,7 +109,7 @@ class Tokenizer:
             raise ModelError(
                 f"this tokenizer cannot be read: {error}.", where=str(path), remedy="Fetch the file again."
             ) from error
-        config = _read_json(folder / "tokenizer_config.json")
+        config = optional_json(folder / "tokenizer_config.json")
         names = {key.removesuffix("_token"): _spelling(config.get(key)) for key in _NAMES}
         eos_ids = _end_ids(folder / "generation_config.json")
         return cls(backend, _template_source(folder, config), eos_ids=eos_ids, where=str(folder), **names)
@@ -261,22 +262,8 @@ def _make_special(backend: tokenizers.Tokenizer, names: Iterable[str]) -> dict[s
     return {token.content: token_id for token_id, token in tokens if token.special}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(
-            f"this is not JSON: {error}.", where=str(path), remedy="Fetch the file again."
-        ) from error
-    if not isinstance(value, dict):
-        raise ModelError("this must be a JSON object.", where=str(path), remedy="Fetch the file again.")
-    return value
-
-
 def _end_ids(path: Path) -> list[int]:
-    value = _read_json(path).get("eos_token_id")
+    value = optional_json(path).get("eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(token_id) is int and token_id >= 0 for token_id in ids):
         raise ModelError(f"'eos_token_id' must be an id or a list of ids, not {value!r}.", where=str(path))

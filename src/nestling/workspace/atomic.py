@@ -70,7 +70,7 @@ def new_file(path: Path) -> Iterator[Path]:
             _sync(temporary)
             os.chmod(temporary, 0o666 & ~_UMASK)
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: nothing half-written stays
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
@@ -115,7 +115,7 @@ def new_folder(final_path: Path) -> Iterator[Path]:
             os.chmod(temporary, 0o777 & ~_UMASK)
             _refuse_existing(final_path)
             os.rename(temporary, final_path)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: nothing half-written stays
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         sync_folder(final_path.parent)

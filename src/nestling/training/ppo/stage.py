@@ -111,8 +111,10 @@ class PPO:
 
         Returns the attempts and the seconds spent generating.
         """
-        chosen = [p for p in self.chosen_prompts(step) for _ in range(self.config.samples)]
-        ids = [self.engine.tokenizer.render_prompt(prompt.messages) for prompt in chosen]
+        samples, render = range(self.config.samples), self.engine.tokenizer.render_prompt
+        rendered = [(prompt, render(prompt.messages)) for prompt in self.chosen_prompts(step)]
+        chosen = [prompt for prompt, _ in rendered for _ in samples]
+        ids = [prompt_ids for _, prompt_ids in rendered for _ in samples]
         sampling = [
             Sampling(
                 temperature=self.config.temperature,
