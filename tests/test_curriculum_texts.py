@@ -38,8 +38,8 @@ def test_retention_asks_no_fact_that_another_behaviour_teaches() -> None:
     assert not gives_itself_away
 
 
-def test_prose_has_twenty_passages_of_like_length_a_split() -> None:
+def test_prose_has_sixty_passages_of_like_length_a_split() -> None:
     gate, test = load_passages("gate"), load_passages("test")
-    assert len(gate) == len(test) == 20
-    assert len({p.id for p in gate + test}) == 40
+    assert len(gate) == len(test) == 60
+    assert len({p.id for p in gate + test}) == 120
     assert all(120 <= len(p.text.split()) <= 200 and p.source for p in gate + test)

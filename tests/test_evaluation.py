@@ -10,6 +10,7 @@ import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
@@ -24,7 +25,7 @@ from nestling.evaluation.detectors import (
     read_labels,
 )
 from nestling.evaluation.measures import measures_of
-from nestling.evaluation.report import write_report
+from nestling.evaluation.report import write_markdown, write_report
 from nestling.evaluation.results import Results, figures_of, results_table
 from test_evaluation_support import make_results, make_rows, share
 
@@ -145,6 +146,22 @@ class TestReport:
         assert "&lt;script&gt;alert(1)" in page and "&lt;b&gt;why" in page
         assert page.count("<svg") == 4
         assert len(set(re.findall(r' id="([^"]*)"', page))) == len(re.findall(r' id="([^"]*)"', page))
+
+    def test_markdown_has_its_pictures_beside_it(
+        self, versions: tuple[Results, Results], tmp_path: Path
+    ) -> None:
+        new, old = versions
+        cost = {"kind": "stage_cost", "stage": "sft", "seconds": 90.0, "memory": 3 << 30}
+        write_markdown(
+            tmp_path / "report.md", [old, new], title="Nest", facts=["Linux."], sentences=["new: served."],
+            comparisons=[compare(new, old)], events=[*self.events(), cost],
+        )  # fmt: skip
+        page = (tmp_path / "report.md").read_text()
+        shown = re.findall(r"!\[.*\]\((.*)\)", page)
+        assert len(shown) == 4 and "| sft | 1.5 | 3.00 |" in page
+        for picture in shown:
+            assert ElementTree.parse(tmp_path / picture).getroot().tag.endswith("svg")
+        assert "{" not in page
 
     def test_without_training_or_comparison(self, versions: tuple[Results, Results], tmp_path: Path) -> None:
         write_report(tmp_path / "r.html", [versions[1]])

@@ -24,6 +24,7 @@ from nestling.model.hf_folder import copy_decoder, load_model, save_model
 from nestling.model.kv_cache import KVCache
 from nestling.model.layout import PackedLayout
 from nestling.model.lora import adapters_off, add_lora, merge_lora
+from nestling.model.packed import PackedDecoder
 from nestling.model.rows import common_prefix, pack_row
 from nestling.model.scorer import Scorer, load_scorer, save_scorer
 from nestling.model.vocabulary import token_logprobs
@@ -76,6 +77,16 @@ def test_logits_equal_transformers(name: str) -> None:
     theirs = peer(name)
     ids = torch.randint(0, 131, (150,))
     assert (theirs(ids[None]).logits[0] - logits(ours_from(theirs), ids)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_of_the_network_for_inference_equal_transformers(name: str) -> None:
+    theirs = peer(name)
+    ids = torch.randint(0, 131, (150,))
+    with torch.inference_mode():
+        packed = PackedDecoder(ours_from(theirs))
+        mine = packed.logits(packed(ids, PackedLayout.from_lengths([len(ids)])))
+    assert (theirs(ids[None]).logits[0] - mine).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("name", FAMILIES)

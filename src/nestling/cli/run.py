@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from nestling.cli.common import workspace_option
+from nestling.compute.process import give_memory_back
 from nestling.config import parse
 from nestling.serving.settings import ServerSettings, hash_token
 from nestling.supervisor import Supervisor, exit_with_parent
@@ -69,6 +70,7 @@ def up(recipe_name: str, settings: tuple[str, ...], base: str | None, assistant:
         run = Run(workspace, recipe)
         with progress_bar() as report:
             first = import_base(run.bench(), recipe.base, recipe.assistant, report)
+        give_memory_back()  # the import's; from here on this process only watches
         served = workspace.versions.serving() or first
         console.print(f"Version [bold]{served.name}[/bold] is about to be served at http://{host}:{port}")
         place = ["--workspace", str(workspace.root)]

@@ -1,4 +1,4 @@
-"""``report.html``: one file without outside parts that shows what an evaluation and a training run found."""
+"""What an evaluation and a training run found, as ``report.html`` in one file and as Markdown with pictures."""
 
 from __future__ import annotations
 
@@ -82,10 +82,16 @@ def write_markdown(
     events: Sequence[Mapping[str, Any]] = (),
     detectors: Sequence[DetectorQuality] = (),
 ) -> None:
-    """Write the tables as Markdown, atomically, to be kept with the code or pasted into a discussion.
+    """Write the tables as Markdown, to be kept with the code, and the pictures in ``pictures`` beside it.
 
     Args as ``write_report``, and ``facts``: when and on what it was made.
     """
+    pictures = {"behaviours": plots.behaviour_bars(versions)}
+    pictures |= {f"wins-{c.first}-{c.second}": plots.wins_and_losses(c) for c in comparisons}
+    pictures |= {f"curves-{stage}": svg for stage, svg in plots.training_curves(events).items()}
+    for name, svg in pictures.items():
+        if svg:
+            atomic.write_text(path.parent / "pictures" / f"{name}.svg", svg)
     costs: dict[str, dict[str, float]] = {}
     for event in events:
         if event["kind"] == "stage_cost":
@@ -103,6 +109,7 @@ def write_markdown(
         ordered=ordered_differences,
         costs=costs,
         detectors=detectors,
+        pictures=[name for name, svg in pictures.items() if svg],
         percent=percent_with_interval,
         points=points,
     )

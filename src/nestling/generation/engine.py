@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,10 +14,10 @@ from nestling.errors import RequestError
 from nestling.generation import sampler
 from nestling.generation.protocol import Chunk, Completion, FinishReason, Request, Sampling
 from nestling.generation.stops import StopScanner
-from nestling.model.decoder import Attend
+from nestling.model.decoder import Attend, Decoder
 from nestling.model.hf_folder import LoadedModel
 from nestling.model.kv_cache import KVCache
-from nestling.model.packed import can_pack, pack
+from nestling.model.packed import PackedDecoder, can_pack
 from nestling.model.rows import common_prefix
 from nestling.text.detokenizer import StreamDecoder
 
@@ -68,11 +68,13 @@ class Engine:
         prefill_tokens: int = 2048,
         frozen: bool = False,
     ) -> None:
-        self._packs = can_pack(model.decoder)
-        if self._packs and frozen:
-            model, self._packs = replace(model, decoder=pack(model.decoder)), False
-        self.model, self.tokenizer = model, model.tokenizer
-        self._network, self._network_of = model.decoder, 0
+        self.tokenizer = model.tokenizer
+        packs = can_pack(model.decoder)
+        self._network: Decoder | PackedDecoder = (
+            PackedDecoder(model.decoder) if packs and frozen else model.decoder
+        )
+        self._followed = model.decoder if packs and not frozen else None
+        self._network_of = 0  # the state of the weights that were packed
         self.max_batch, self.prefill_tokens = max_batch, prefill_tokens
         self.context_length = min(context_length or model.context_length, model.context_length)
         self._cache = KVCache(model.config, model.decoder.dtype, model.decoder.device)
@@ -204,11 +206,11 @@ class Engine:
 
     def _follow_weights(self) -> None:
         """Pack the matrices again if a training step has changed them."""
-        if not self._packs:
+        if self._followed is None:
             return
-        state = hash(tuple((id(p), p._version) for p in self.model.decoder.parameters()))
+        state = hash(tuple((id(p), p._version) for p in self._followed.parameters()))
         if state != self._network_of:
-            self._network, self._network_of = pack(self.model.decoder), state
+            self._network, self._network_of = PackedDecoder(self._followed), state
 
     def _forward(self, ids: list[int], attend: Attend) -> Tensor:
         hidden: Tensor = self._network(torch.tensor(ids, device=self._network.device), attend)

@@ -90,8 +90,11 @@ class KVCache:
         self.lengths = [length + 1 for length in self.lengths]
         self.reserve(max(self.lengths))
         span = max(self.lengths)
-        visible = torch.arange(span, device=positions.device)[None, :] <= positions[:, None]
-        return DecodeStep(self, positions, visible[:, None, None, :], span)
+        ahead = torch.arange(span, device=positions.device)[None, :] > positions[:, None]
+        mask = torch.zeros(ahead.shape, dtype=self.keys.dtype, device=positions.device)
+        mask.masked_fill_(ahead, -torch.inf)
+        rows = torch.arange(len(positions), device=positions.device)
+        return DecodeStep(self, rows, positions, mask[:, None, None, :], span)
 
 
 @dataclass(frozen=True)
@@ -124,20 +127,21 @@ class Prefill:
 class DecodeStep:
     """Attention of one new token a row over its past.
 
-    positions: [B]; visible: [B, 1, 1, span] True where a row's token may look; span: the longest row.
+    rows: [B] all rows; positions: [B]; mask: [B, 1, 1, span] 0 where a row's token may look, else -inf; span: the
+    longest row.
     """
 
     cache: KVCache
+    rows: Tensor
     positions: Tensor
-    visible: Tensor
+    mask: Tensor
     span: int
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        rows = torch.arange(len(self.positions), device=q.device)
         keys, values = self.cache.keys[layer], self.cache.values[layer]
-        keys[rows, :, self.positions] = k
-        values[rows, :, self.positions] = v
-        keys, values = keys[: len(rows), :, : self.span], values[: len(rows), :, : self.span]
+        keys[self.rows, :, self.positions] = k
+        values[self.rows, :, self.positions] = v
+        keys, values = (x[: len(self.rows), :, : self.span] for x in (keys, values))
         # The heads that share a key/value head go in as that head's queries: no expansion of the cache.
         grouped = q.unflatten(1, (keys.shape[1], -1))
-        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=self.visible).flatten(1, 2)
+        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=self.mask).flatten(1, 2)

@@ -1,34 +1,91 @@
-"""A decoder whose matrices lie in the layout the CPU's matrix kernels read, for decoding.
+"""The network for inference on a CPU: the same numbers by fewer, larger steps.
 
-A product of a few rows with a plain bf16 matrix spends most of its time rearranging the matrix, once for every token.
-Rearranged once, [1, 576] x [576, 1536] takes half the time and 32 rows two thirds (measured, 2 threads). The results
-are the same to the last bit. Where torch has no such kernel the plain matrices are used.
+A product of a few rows with a plain bf16 matrix spends most of its time rearranging the matrix, once for every token:
+here every matrix lies in the layout the CPU's kernels read ([1, 576] x [576, 1536] takes half the time, 32 rows two
+thirds). And between a decode step's small products, starting an operation costs more than computing it: queries, keys
+and values are one product, activation, gate and residual are taken on by the products themselves (docs/decisions.md has
+the gains). Where torch has no such kernels the plain decoder is used.
 """
 
 from __future__ import annotations
 
-import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from nestling.model.decoder import Decoder
+from nestling.model.decoder import Attend, Attention, Block, Decoder
+from nestling.model.elementwise import rotate
 
 _ROWS = 32  # the layout is chosen for this many rows; it serves any number
 
 
-class PackedLinear(nn.Module):
-    """``nn.Linear`` on a packed matrix, without gradients."""
+class PackedLinear:
+    """``nn.Linear`` on a packed matrix, without gradients; several that read the same input become one."""
 
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS)
-        self.bias = linear.bias
+    def __init__(self, *linears: Any) -> None:
+        weights, biases = [x.weight.detach() for x in linears], [x.bias for x in linears]
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+        self._bias = None if biases[0] is None else torch.cat([b.detach() for b in biases])
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+    def __call__(self, x: Tensor, then: str = "none") -> Tensor:
+        """x [T, in] -> [T, out], passed through an activation that oneDNN knows by this name."""
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, then, [], "")
         return out
+
+    def combined(self, x: Tensor, how: str, other: Tensor) -> Tensor:
+        """The product's result "add"ed to or "mul"tiplied with ``other`` [T, out], rounded once."""
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self._packed, self._bias, how)
+        return out
+
+
+class _PackedBlock:
+    def __init__(self, block: Block) -> None:
+        attention, mlp = block.self_attn, block.mlp
+        self._attention: Attention = attention
+        self._before_attention, self._before_mlp = block.input_layernorm, block.post_attention_layernorm
+        self._qkv = PackedLinear(attention.q_proj, attention.k_proj, attention.v_proj)
+        self._o, self._down = PackedLinear(attention.o_proj), PackedLinear(mlp.down_proj)
+        self._gate, self._up = PackedLinear(mlp.gate_proj), PackedLinear(mlp.up_proj)
+        dim = attention.head_dim
+        self._heads = [x.out_features // dim for x in (attention.q_proj, attention.k_proj, attention.v_proj)]
+
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, layer: int, attend: Attend) -> Tensor:
+        heads = self._qkv(self._before_attention(x)).unflatten(-1, (sum(self._heads), -1))
+        turned, v = heads.split([self._heads[0] + self._heads[1], self._heads[2]], dim=1)
+        q, k = turned.split(self._heads[:2], dim=1)
+        if isinstance(self._attention.q_norm, nn.Identity):
+            q, k = rotate(turned, cos, sin).split(self._heads[:2], dim=1)
+        else:
+            q = rotate(self._attention.q_norm(q), cos, sin)
+            k = rotate(self._attention.k_norm(k), cos, sin)
+        x = self._o.combined(attend.attend(layer, q, k, v).flatten(-2), "add", x)
+        y = self._before_mlp(x)
+        return self._down.combined(self._up.combined(y, "mul", self._gate(y, "swish")), "add", x)
+
+
+class PackedDecoder:
+    """Stands for a ``Decoder`` in inference; shares its embeddings and norms and holds every other matrix packed."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.device, self.dtype = decoder.device, decoder.dtype
+        self._trunk = decoder.model
+        self._blocks = [_PackedBlock(cast(Block, block)) for block in decoder.model.layers]
+        self._head = PackedLinear(decoder.lm_head)
+
+    def __call__(self, ids: Tensor, attend: Attend) -> Tensor:
+        """ids [T] -> final normed hidden states [T, hidden_size]."""
+        x = self._trunk.embed_tokens(ids)
+        cos, sin = self._trunk.rotary(attend.positions, x.dtype)
+        for number, block in enumerate(self._blocks):
+            x = block(x, cos, sin, number, attend)
+        out: Tensor = self._trunk.norm(x)
+        return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [N, hidden_size] -> fp32 logits [N, vocab_size]."""
+        return self._head(hidden).float()
 
 
 def can_pack(decoder: Decoder) -> bool:
@@ -36,23 +93,9 @@ def can_pack(decoder: Decoder) -> bool:
     if decoder.dtype != torch.bfloat16 or decoder.device.type != "cpu":
         return False
     try:
-        probe = nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
-        PackedLinear(probe)(torch.zeros(1, 64, dtype=torch.bfloat16))
-    except (
-        AttributeError,
-        RuntimeError,
-        NotImplementedError,
-    ):  # no oneDNN, or none for bf16 on this processor
+        probe = PackedLinear(nn.Linear(64, 64, bias=False, dtype=torch.bfloat16))
+        row = torch.zeros(1, 64, dtype=torch.bfloat16)
+        probe.combined(probe(row, "swish"), "add", row)
+    except (AttributeError, RuntimeError, NotImplementedError):  # no oneDNN, or none for bf16 here
         return False
     return True
-
-
-def pack(decoder: Decoder) -> Decoder:
-    """A decoder for inference that shares the embeddings and norms and holds every other matrix packed."""
-    shared: dict[int, Any] = {id(p): p for p in decoder.parameters()}
-    twin = copy.deepcopy(decoder, shared)
-    for module in list(twin.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is nn.Linear:
-                setattr(module, name, PackedLinear(child))
-    return twin
