@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from nestling import __version__
-from nestling.compute.process import forget_peak, peak_memory
+from nestling.compute.process import forget_peak, give_memory_back, peak_memory
 from nestling.evaluation.compare import compare
 from nestling.evaluation.detectors import measure_detectors
 from nestling.evaluation.report import write_markdown, write_report
@@ -86,6 +86,7 @@ class Run:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         self.events.append("stage_started", stage=name)
+        give_memory_back()  # what the stage before kept
         forget_peak()
         start = time.monotonic()
         try:
