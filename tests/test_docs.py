@@ -12,7 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from nestling.data import curriculum
+from nestling.data.curriculum import SPLITS, split_of
+from nestling.evaluation.suite import build_suite
 from nestling.model.hf_folder import save_model
+from nestling.workflow.recipe import load_recipe
 from nestling.workspace import Workspace
 from serving_support import publish, running
 from test_workflow import SETTINGS
@@ -82,3 +86,30 @@ def test_every_example_of_the_python_page_runs(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert (tmp_path / "nestling.gguf").exists()
     assert (tmp_path / "feedback").is_dir()
+
+
+def test_the_data_card_counts_what_the_quickstart_uses() -> None:
+    content, recipe = curriculum.load(), load_recipe("quickstart")
+    suites = {split: build_suite(split).items for split in ("gate", "test")}
+    demonstrated = recipe.data.demonstrations
+    made = {name: len(curriculum.demonstrations(recipe.seed, {name: n})) for name, n in demonstrated.items()}
+    used = (made, recipe.rank.prompts, recipe.ppo_prompts)
+    card = (DOCS / "data_card.md").read_text()
+    for name in content.behaviours:
+        templates, rows = content.templates[name], content.rows(name) or ()
+        counts = [sum(split_of(row.key) == split for row in rows) for split in SPLITS]
+        entities = [len({row.key for row in rows if split_of(row.key) == split}) for split in SPLITS]
+        told = "same" if counts == entities else " / ".join(map(str, entities))
+        asked = {split: [i for i in items if i.behaviour == name] for split, items in suites.items()}
+        line = [
+            f"`{name}`",
+            " / ".join(str(len(templates[split])) for split in SPLITS),
+            str(sum(template.blind for template in templates["test"])),
+            " / ".join(map(str, counts)) if rows else "-",
+            told if rows else "-",
+            *(str(kind.get(name, "-")) for kind in used),
+            str(len(asked["gate"])),
+            f"{len(asked['test'])} ({sum(item.blind for item in asked['test'])})",
+        ]  # fmt: skip
+        assert f"| {' | '.join(line)} |" in card
+    assert f"**{len(suites['gate']):,}** | **{len(suites['test']):,} (" in card

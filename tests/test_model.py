@@ -27,7 +27,7 @@ from nestling.model.lora import adapters_off, add_lora, merge_lora
 from nestling.model.packed import PackedDecoder
 from nestling.model.rows import common_prefix, pack_row
 from nestling.model.scorer import Scorer, load_scorer, save_scorer
-from nestling.model.vocabulary import token_logprobs
+from nestling.model.vocabulary import token_logprobs, token_logprobs_and_entropy
 from nestling.text.samples import TokenSample
 from tiny import tiny_config, tiny_model
 
@@ -255,7 +255,7 @@ def test_what_samples_share_is_computed_once_and_changes_nothing(prefix: int) ->
         rows = [pack_row(part, torch.device("cpu")) for part in parts]
         logprobs = torch.cat(
             [
-                token_logprobs(decoder(r.ids, r.layout)[r.predictors], decoder.lm_head.weight, r.targets)[0]
+                token_logprobs(decoder(r.ids, r.layout)[r.predictors], decoder.lm_head.weight, r.targets)
                 for r in rows
             ]
         )
@@ -323,7 +323,7 @@ def test_token_logprobs_and_their_gradients_equal_plain_log_softmax(temperature:
     weight = torch.randn(50, 16, requires_grad=True)
     targets = torch.randint(0, 50, (600,))
     scale = torch.randn(600)
-    logprobs, entropy = token_logprobs(hidden, weight, targets, temperature)
+    logprobs, entropy = token_logprobs_and_entropy(hidden, weight, targets, temperature)
     (logprobs * scale).sum().backward()
     mine = hidden.grad.clone(), weight.grad.clone()
     hidden.grad = weight.grad = None
@@ -331,6 +331,7 @@ def test_token_logprobs_and_their_gradients_equal_plain_log_softmax(temperature:
     plain = full.gather(-1, targets[:, None])[:, 0]
     (plain * scale).sum().backward()
     assert torch.allclose(logprobs, plain, atol=1e-5)
+    assert torch.equal(token_logprobs(hidden, weight, targets, temperature), logprobs)
     assert torch.allclose(entropy, -(full.exp() * full).sum(-1), atol=1e-4)
     assert torch.allclose(mine[0], hidden.grad, atol=1e-4) and torch.allclose(mine[1], weight.grad, atol=1e-3)
 

@@ -78,7 +78,7 @@ def passage_losses(model: LoadedModel, passages: Sequence[Passage]) -> list[Pass
         for window in ids.split(model.context_length):
             layout = PackedLayout.from_lengths([len(window)]).to(decoder.device)
             hidden = decoder(window, layout)[:-1]
-            logprobs, _ = token_logprobs(hidden, decoder.lm_head.weight, window[1:])
+            logprobs = token_logprobs(hidden, decoder.lm_head.weight, window[1:])
             nll, tokens = nll - logprobs.cpu().double().sum().item(), tokens + len(logprobs)
         if not tokens:
             raise DataError("a passage needs at least two tokens.", where=passage.id)

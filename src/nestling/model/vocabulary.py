@@ -1,8 +1,9 @@
 """Log-probabilities of given tokens, without ever holding fp32 logits of all of them.
 
 With a 49,152-word vocabulary the output layer is a fifth of a small model's work and most of its activation memory.
-Only tokens that are asked about are projected, in chunks; the logits are kept in the compute dtype for the backward
-pass and every softmax is taken in fp32.
+Only tokens that are asked about are projected, in chunks, and every softmax is taken in fp32. What the backward pass
+needs of it, probabilities minus one at the target, is kept in the compute dtype: then two products are all that is
+left to do.
 """
 
 from __future__ import annotations
@@ -18,50 +19,57 @@ _CHUNK = 256  # tokens; fp32 scratch of 256 x 49,152 is 50 MB
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, with_entropy: bool,
+        with_gradient: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-        entropy = torch.empty_like(logprobs)
-        normaliser = torch.empty_like(logprobs)
-        raw = torch.empty(len(targets), len(weight), dtype=hidden.dtype, device=hidden.device)
+        entropy = torch.empty_like(logprobs) if with_entropy else logprobs.new_empty(0)
+        kept = hidden.new_empty(len(targets) if with_gradient else 0, len(weight))
         for start in range(0, len(targets), _CHUNK):
             part = slice(start, start + _CHUNK)
-            torch.mm(hidden[part], weight.T, out=raw[part])
-            logits = raw[part].to(torch.float32, copy=True).div_(temperature)
-            log_z = logits.logsumexp(-1)
-            normaliser[part] = log_z
-            logprobs[part] = logits.gather(-1, targets[part, None])[:, 0] - log_z
-            # H = log Z - E[logit]
-            entropy[part] = log_z - (torch.exp(logits - log_z[:, None]) * logits).sum(-1)
-        ctx.save_for_backward(hidden, weight, targets, normaliser)
-        ctx.raw, ctx.temperature = raw, temperature
+            scores = (hidden[part] @ weight.T).float()
+            scores = (scores if temperature == 1 else scores / temperature).log_softmax(-1)
+            target = targets[part, None]
+            logprobs[part] = scores.gather(-1, target)[:, 0]
+            if with_entropy:
+                entropy[part] = -torch.linalg.vecdot(scores.exp(), scores)
+            if with_gradient:
+                # p - 1 where p is the target's: exact also where p is nearly 1.
+                kept[part] = scores.exp_().scatter_(1, target, logprobs[part, None].expm1())
+        ctx.save_for_backward(hidden, weight, kept)
+        ctx.temperature = temperature
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor | None, None, None]:
-        hidden, weight, targets, normaliser = ctx.saved_tensors
-        if ctx.raw is None:
-            raise RuntimeError("token_logprobs keeps its logits for one backward pass only.")
-        slope, ctx.raw = ctx.raw, None  # overwritten chunk by chunk with the gradient
-        for start in range(0, len(targets), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            # d logprob / d logits = (onehot - softmax) / temperature
-            piece = slope[part].to(torch.float32, copy=True).div_(ctx.temperature)
-            piece.sub_(normaliser[part, None]).exp_().neg_()
-            piece[torch.arange(len(piece), device=piece.device), targets[part]] += 1
-            slope[part] = piece.mul_((grads[0][part] / ctx.temperature)[:, None])
-        grad_weight = slope.T @ hidden if ctx.needs_input_grad[1] else None
-        return slope @ weight, grad_weight, None, None
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        hidden, weight, kept = ctx.saved_tensors
+        # d logprob / d logits = (onehot - softmax) / temperature
+        scale = (grads[0] / -ctx.temperature)[:, None]
+        grad_weight = kept.T @ (hidden * scale).to(kept.dtype) if ctx.needs_input_grad[1] else None
+        return ((kept @ weight) * scale).to(hidden.dtype), grad_weight, None, None, None, None
 
 
-def token_logprobs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Natural-log probability of each target and the entropy of its distribution.
+def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """Natural-log probability of each target, fp32 [N].
 
     hidden: [N, hidden_size], the states that predict; weight: [vocab_size, hidden_size]; targets: [N] token ids.
-    Returns fp32 (logprobs [N], entropy [N]); gradients flow through the log-probabilities only.
     """
-    logprobs, entropy = _TokenLogprobs.apply(hidden, weight, targets, temperature)
+    return _apply(hidden, weight, targets, temperature, with_entropy=False)[0]
+
+
+def token_logprobs_and_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """As ``token_logprobs``, and the entropy of each target's distribution in nats, fp32 [N], without gradients."""
+    return _apply(hidden, weight, targets, temperature, with_entropy=True)
+
+
+def _apply(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, with_entropy: bool
+) -> tuple[Tensor, Tensor]:
+    with_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    logprobs, entropy = _TokenLogprobs.apply(
+        hidden, weight, targets, temperature, with_entropy, with_gradient
+    )
     return logprobs, entropy

@@ -36,7 +36,7 @@ def trainable(module: nn.Module, prefix: str = "") -> dict[str, nn.Parameter]:
 def sample_loss(decoder: Decoder, row: Row) -> Loss:
     """Negative log-likelihood of a row's targets."""
     hidden = decoder(row.ids, row.layout)
-    logprobs, _ = token_logprobs(hidden[row.predictors], decoder.lm_head.weight, row.targets)
+    logprobs = token_logprobs(hidden[row.predictors], decoder.lm_head.weight, row.targets)
     return Loss(-logprobs.sum(), len(row.targets))
 
 

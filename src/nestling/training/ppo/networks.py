@@ -12,7 +12,7 @@ from nestling.model.heads import ScalarHead
 from nestling.model.hf_folder import LoadedModel, copy_decoder
 from nestling.model.lora import adapters_off, add_lora
 from nestling.model.rows import Row
-from nestling.model.vocabulary import token_logprobs
+from nestling.model.vocabulary import token_logprobs, token_logprobs_and_entropy
 from nestling.training.optimizer import ParameterGroup
 from nestling.training.ppo.config import PPOConfig
 from nestling.training.sft import trainable
@@ -50,7 +50,7 @@ class Networks(nn.Module):
     def forward(self, row: Row) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities, entropies and values of a row's targets, fp32 [N] each."""
         hidden = self.policy(row.ids, row.layout)[row.predictors]
-        logprobs, entropy = token_logprobs(
+        logprobs, entropy = token_logprobs_and_entropy(
             hidden, self.policy.lm_head.weight, row.targets, self.config.temperature
         )
         return logprobs, entropy, self.value_head(self.value_features(row, hidden))
@@ -67,4 +67,4 @@ class Networks(nn.Module):
         decoder = self.reference if self.reference is not None else self.policy
         with adapters_off(self.policy) if self.reference is None else nullcontext():
             hidden = decoder(row.ids, row.layout)[row.predictors]
-            return token_logprobs(hidden, decoder.lm_head.weight, row.targets, self.config.temperature)[0]
+            return token_logprobs(hidden, decoder.lm_head.weight, row.targets, self.config.temperature)
