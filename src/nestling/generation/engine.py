@@ -139,6 +139,10 @@ class Engine:
             prompts, copies = _distinct([sequence.prompt for sequence in joining])
             lengths, common = [len(prompt) for prompt in prompts], common_prefix(prompts)
             ids = prompts[0][:common] + [token for prompt in prompts for token in prompt[common:]]
+            # Room for those who follow too, so that the cache is not copied with every group that joins.
+            self._cache.reserve(
+                max(lengths) + 1, min(self.max_batch, self.active + len(joining)) - self._cache.count
+            )
             try:
                 hidden = self._forward(ids, self._cache.prefill(lengths, common, copies))
             except BaseException:  # Ctrl-C too: rows that nobody owns would mix up later answers

@@ -39,11 +39,11 @@ class KVCache:
         self.reserve(max(self.lengths))
         return first
 
-    def reserve(self, length: int) -> None:
-        """Grow so that every row in use can hold ``length`` tokens."""
+    def reserve(self, length: int, rows_to_come: int = 0) -> None:
+        """Grow so that every row in use, and so many more, can hold ``length`` tokens."""
         layers, rows, heads, capacity, dim = self.keys.shape
         new_rows, new_capacity = (
-            max(rows, self.count),
+            max(rows, self.count + rows_to_come),
             max(capacity, -(-length // _LENGTH_STEP) * _LENGTH_STEP),
         )
         if (new_rows, new_capacity) == (rows, capacity):
