@@ -35,7 +35,8 @@ category = st.sampled_from(["", "refusal"])
 
 @st.composite
 def turns(draw: st.DrawFn, ends_with: str) -> list[Message]:
-    contents = draw(st.lists(text, min_size=1, max_size=2)) * 2
+    said = text.filter(lambda content: bool(content.strip()))  # an empty answer is refused
+    contents = draw(st.lists(said, min_size=1, max_size=2)) * 2
     messages = [Message(role="assistant" if i % 2 else "user", content=c) for i, c in enumerate(contents)]
     if ends_with == "user":
         messages.pop()
@@ -142,6 +143,7 @@ def test_answers_and_prompts_may_be_text_or_turns() -> None:
         ({"messages": ASK}, "no assistant turn"),
         ({"messages": TALK[::-1]}, "turn 1: assistant cannot follow nothing"),
         ({"messages": ASK + ASK}, "turn 2: user cannot follow user"),
+        ({"messages": [*ASK, {"role": "assistant", "content": " "}]}, "turn 2: an empty answer"),
         ({"messages": [{"role": "bot", "content": ""}]}, "unknown role 'bot'"),
         ({"messages": [{"role": "user", "content": 3}]}, "'content' must be text"),
         (b'{"messages": [{"role": "user", "content": "\\ud83d"}]}', "half a surrogate pair (U+D83D)"),

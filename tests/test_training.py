@@ -316,9 +316,13 @@ def test_reward_model_killed_and_resumed_is_bit_equal(tmp_path: Path) -> None:
 def test_nothing_to_train_on_is_an_error(tmp_path: Path) -> None:
     model = tiny_model()
     samples = samples_of(model)
-    with pytest.raises(DataError, match="row_tokens = 16"):
+    with pytest.raises(DataError, match=r"longer than a row \(16 tokens\)"):
         train_sft(model, samples, samples, SFTConfig(row_tokens=16), tmp_path, EventLog(tmp_path / "e"))
+    with pytest.raises(DataError, match="no samples to train on"):
+        train_sft(model, [], samples, SFTConfig(), tmp_path, EventLog(tmp_path / "e"))
+    with pytest.raises(DataError, match="20 samples are too few to keep some apart"):
+        train_sft(model, samples, [], SFTConfig(), tmp_path, EventLog(tmp_path / "e"))
     same = [RankedIds(r.prompt, r.completions, [1, 1, 1, 1]) for r in rankings(model)]
     scorer = Scorer(model.decoder, model.tokenizer)
-    with pytest.raises(DataError, match="tells candidates apart"):
+    with pytest.raises(DataError, match="24 rankings for training.*nothing to learn from"):
         train_reward_model(scorer, same, same, RewardModelConfig(), tmp_path, EventLog(tmp_path / "e"))

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from nestling.errors import ConfigError
+from nestling.errors import ConfigError, DataError
 from nestling.generation.engine import Engine
 from nestling.model.hf_folder import save_model
 from nestling.workflow import materials
@@ -44,11 +44,29 @@ def test_packaged_recipes_load_and_settings_apply() -> None:
         ("rank.samples=1", "at least half of them sampled"),
         ("nonsense", r"not of the form key=value"),
         ("name=../x", "name = "),
+        ("data.demonstrations.bogus=5", r"quickstart: data\.demonstrations: there is no behaviour 'bogus'"),
+        ("data.demonstrations.refusal=-5", r"data\.demonstrations\.refusal = -5"),
+        ("evaluation.sizes.bogus=5", r"quickstart: evaluation\.sizes: there is no behaviour 'bogus'"),
+        ("rank.prompts.arithmetic=5", r"quickstart: rank\.prompts: 'arithmetic' is a held-out behaviour"),
+        ("ppo_prompts.verse=5", r"quickstart: ppo_prompts: 'verse' is a held-out behaviour"),
+        ("assistant='A<|im_end|>B'", "the assistant's name"),
+        ("assistant=''", "the assistant's name"),
     ],
 )
 def test_unknown_keys_and_impossible_values_are_refused_by_name(setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_recipe("quickstart", [setting])
+
+
+def test_data_files_are_read_before_anything_is_computed(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    with pytest.raises(DataError, match=r"mine\.jsonl"):
+        load_recipe("quickstart", [f"data.files=[{path}]"])
+    path.write_text(
+        '{"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]}\n{}\n'
+    )
+    with pytest.raises(DataError, match=r"mine\.jsonl:2"):
+        load_recipe("quickstart", [f"data.files=[{path}]"])
 
 
 def test_held_out_behaviours_may_not_be_rewarded_or_ranked() -> None:
@@ -90,9 +108,14 @@ def test_a_recipe_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no recipe 'quickstrat'"):
         load_recipe("quickstrat")
     path = tmp_path / "mine.yaml"
-    path.write_text("name: [")
-    with pytest.raises(ConfigError, match="not valid YAML"):
-        load_recipe(str(path))
+    for content, message in (
+        (b"name: [", "not valid YAML"),
+        (b"name: \xff", "not UTF-8"),
+        (b"", "keys and values"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=message):
+            load_recipe(str(path))
 
 
 SETTINGS = {

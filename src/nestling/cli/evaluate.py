@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from nestling.cli.common import choose_hardware, find_version, hardware_options, workspace_option
+from nestling.data import curriculum
 from nestling.errors import ConfigError
 from nestling.evaluation.compare import compare as compare_results
 from nestling.evaluation.compare import comparison_table
@@ -46,6 +47,9 @@ tokens_option = click.option(
     show_default=True,
     help="Longest answer in tokens.",
 )
+prompts_option = click.option(
+    "--prompts", type=click.IntRange(1), help="Prompts of every behaviour.  [default: the suite's sizes]"
+)
 seed_option = click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Which prompts are chosen."
 )
@@ -76,6 +80,11 @@ class _Measuring:
         return [first] if base.name == version.name else [first, self.results(version, first)]
 
 
+def _config(prompts: int | None, max_new_tokens: int, seed: int) -> EvaluationConfig:
+    sizes = dict.fromkeys(curriculum.load().behaviours, prompts) if prompts else {}
+    return EvaluationConfig(max_new_tokens=max_new_tokens, seed=seed, sizes=sizes)
+
+
 def _write(results: list[Results], json_path: Path | None, html_path: Path | None) -> None:
     Console().print(results_table(results))
     if json_path:
@@ -103,6 +112,7 @@ def _write(results: list[Results], json_path: Path | None, html_path: Path | Non
     help="Also on this pyrit wheel's human-labelled refusals.",
 )
 @split_option
+@prompts_option
 @tokens_option
 @seed_option
 @json_option
@@ -110,21 +120,28 @@ def _write(results: list[Results], json_path: Path | None, html_path: Path | Non
 @hardware_options
 @workspace_option
 def evaluate(names: tuple[str, ...], endpoint: str | None, endpoint_model: str | None, assistant: str, detectors: bool,
-             pyrit: Path | None, split: str, max_new_tokens: int, seed: int, json_path: Path | None,
-             html_path: Path | None, dtype: str, threads: int, root: str | None) -> None:  # fmt: skip
+             pyrit: Path | None, split: str, prompts: int | None, max_new_tokens: int, seed: int,
+             json_path: Path | None, html_path: Path | None, dtype: str, threads: int,
+             root: str | None) -> None:  # fmt: skip
     """Measure versions (the served one by default) beside their base, or any OpenAI-compatible server."""
+    if (detectors or pyrit) and (names or endpoint or json_path or html_path):
+        raise ConfigError("--detectors and --pyrit measure the checks, not a version, and write no file.",
+                          remedy="Leave out versions, --endpoint, --json and --html.")  # fmt: skip
     if detectors or pyrit:
         found = [*measure_detectors().values(), *(measure_refusal_on_pyrit(pyrit) if pyrit else [])]
         for quality in found:
             click.echo(quality.sentence())
         return
-    config = EvaluationConfig(max_new_tokens=max_new_tokens, seed=seed)
+    config = _config(prompts, max_new_tokens, seed)
     if endpoint:
+        if names:
+            raise ConfigError(f"{names[0]!r} is a version of this workspace, --endpoint is another server.",
+                              remedy="Measure them one at a time.")  # fmt: skip
         if not endpoint_model:
             raise ConfigError(
                 "--endpoint needs --model.", remedy="Name the model as the server lists it at /v1/models."
             )
-        suite = build_suite(split, seed, assistant=assistant)  # type: ignore[arg-type]
+        suite = build_suite(split, seed, sizes=config.sizes, assistant=assistant)  # type: ignore[arg-type]
         # Nobody can tell whether the model behind a name is still the same: its answers are kept for this run only.
         with Progress(console=Console(stderr=True)) as progress, TemporaryDirectory() as answers:
             task = progress.add_task(f"asking {endpoint_model}")
@@ -148,17 +165,16 @@ def evaluate(names: tuple[str, ...], endpoint: str | None, endpoint_model: str |
 @click.argument("first")
 @click.argument("second")
 @split_option
+@prompts_option
 @tokens_option
 @seed_option
 @json_option
 @hardware_options
 @workspace_option
-def compare(first: str, second: str, split: str, max_new_tokens: int, seed: int, json_path: Path | None, dtype: str,
-            threads: int, root: str | None) -> None:  # fmt: skip
+def compare(first: str, second: str, split: str, prompts: int | None, max_new_tokens: int, seed: int,
+            json_path: Path | None, dtype: str, threads: int, root: str | None) -> None:  # fmt: skip
     """Compare version FIRST with version SECOND on the same prompts."""
-    bench = _Measuring(
-        root, dtype, threads, split, EvaluationConfig(max_new_tokens=max_new_tokens, seed=seed)
-    )
+    bench = _Measuring(root, dtype, threads, split, _config(prompts, max_new_tokens, seed))
     versions = [bench.workspace.versions.get(name) for name in (first, second)]
     base = bench.with_base(versions[0])[0]
     a, b = (base if v.name == base.name else bench.results(v, base) for v in versions)

@@ -26,7 +26,7 @@ _SET_HELP = "Change a recipe's setting, such as ppo.kl_coef=0.05; may be given o
 
 def _recipe(name: str, settings: tuple[str, ...], base: str | None, assistant: str | None) -> Recipe:
     given = {"base": base, "assistant": assistant}
-    return load_recipe(name, settings, {key: value for key, value in given.items() if value})
+    return load_recipe(name, settings, {key: value for key, value in given.items() if value is not None})
 
 
 @click.command()
@@ -77,15 +77,15 @@ def up(recipe_name: str, settings: tuple[str, ...], base: str | None, assistant:
         serve = ["serve", *place, "--host", host, "--port", str(port)]
         serve += [word for name in allowed_hosts for word in ("--allowed-hosts", name)]
         given = [word for setting in settings for word in ("--set", setting)]
-        given += ["--base", base] if base else []
-        given += ["--name", assistant] if assistant else []
+        given += ["--base", base] if base is not None else []
+        given += ["--name", assistant] if assistant is not None else []
         train = None if no_train else ["run", recipe_name, *place, *given, "--quiet"]
         show = (lambda: webbrowser.open(f"http://{host}:{port}")) if open_page else None
         sys.exit(Supervisor(workspace, serve, train, console, show, port).run())
 
 
 @click.command()
-@click.argument("recipe_name", metavar="RECIPE", default="quickstart")
+@click.argument("recipe_name", metavar="RECIPE")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help=_SET_HELP)
 @click.option("--base", help="Base model: a known name, a folder, a .gguf file or a hub id.")
 @click.option("--name", "assistant", help="The assistant's name.  [default: Nestling]")

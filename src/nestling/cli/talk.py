@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from typing import Any
 
 import click
@@ -85,6 +86,7 @@ def chat(name: str | None, system: str | None, temperature: float, top_p: float,
     version = find_version(Workspace(root), name)
     engine = Engine(load_model(version.folder, hardware.torch_dtype, hardware.device), frozen=True)
     console.print(f"{version.card.assistant} ({version.name}). /new begins again, /quit ends.", style="dim")
+    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     start: list[Message] = [{"role": "system", "content": system}] if system else []
     messages = list(start)
     while True:

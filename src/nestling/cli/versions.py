@@ -81,6 +81,7 @@ def export(out: Path, name: str | None, gguf: str | None, root: str | None) -> N
     if out.suffix == ".gguf":
         from nestling.model.gguf_writer import export_gguf
 
+        atomic.refuse_existing(out)
         export_gguf(found.folder, out, gguf or "f16", f"{found.card.assistant} {found.name}")
     elif gguf:
         raise ConfigError("--gguf needs an OUT that ends in .gguf.", where=str(out))

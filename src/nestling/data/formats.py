@@ -205,6 +205,11 @@ def _conversation(value: dict[str, Any], where: str, category: str) -> Conversat
         raise DataError(
             "no assistant turn to learn from.", where=where, remedy="Add an answer, or drop the row."
         )
+    for number, message in enumerate(messages, 1):
+        if message["role"] == "assistant" and not message["content"].strip():
+            raise DataError(
+                "an empty answer.", where=f"{where}, turn {number}", remedy="Write one, or drop the row."
+            )
     return Conversation(messages, category)
 
 

@@ -85,7 +85,8 @@ def build_suite(
         else:
             size = sizes.get(name, default)
         chosen += curriculum_items(split, seed, [name], size, assistant, content)
-    chosen += direct_questions(content, names, split)
+    behind = {direct_question_of(item.id) for item in chosen if item.behaviour in ABOUT_FACTS}
+    chosen += [question for question in direct_questions(content, names, split) if question.id in behind]
     held_out = frozenset(name for name in names if content.behaviours[name].held_out)
     return Suite(split, seed, assistant, tuple(chosen), held_out)
 

@@ -85,6 +85,7 @@ def install(app: FastAPI) -> None:
         what = {
             404: f"There is nothing at {request.url.path}.",
             405: f"{request.method} is not allowed here.",
+            400: "The body cannot be read: send JSON in UTF-8, not compressed and not nested too deeply.",
         }
         return ApiError(error.status_code, what.get(error.status_code, str(error.detail))).response()
 

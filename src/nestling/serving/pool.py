@@ -110,7 +110,7 @@ class ModelPool:
         try:
             version = self.versions.get(name)
         except NestlingError as error:
-            raise UnknownVersion(str(error)) from error
+            raise UnknownVersion(error.what, remedy=error.remedy) from error  # without the server's folder
         if not is_offered(version):
             why = "was rejected by the gate" if version.card.state == "rejected" else "is not a chat model"
             raise UnknownVersion(f"version {name!r} {why} and is not offered.", remedy="See /v1/models.")

@@ -147,12 +147,12 @@ def with_assistant_name(template_source: str, name: str) -> str:
         ConfigError: the name is empty, too long or holds other than letters, digits, spaces, "-" and ".".
         ModelError: the template is not valid Jinja.
     """
-    sentence = f"You are a helpful AI assistant named {_checked_name(name)}"
+    sentence = f"You are a helpful AI assistant named {checked_name(name)}"
     default = _default_system_text(ChatTemplate(template_source))
     return template_source.replace(default, sentence) if default else template_source
 
 
-def _checked_name(name: str) -> str:
+def checked_name(name: str) -> str:
     # None of these characters can close a Jinja string or spell a control token.
     allowed = all(unicodedata.category(c)[0] in "LM" or c.isdecimal() or c in " -." for c in name)
     if not (allowed and name.strip() and len(name) <= MAX_NAME_LENGTH):

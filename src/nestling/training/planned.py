@@ -39,6 +39,30 @@ class PlannedConfig(OptimizerConfig):
     seed: int = Field(0, ge=0, description="Order of the data.")
 
 
+def require_data(what: str, given: int, held: int, fitting: bool, row_tokens: int) -> None:
+    """Refuse to train on nothing, saying which of the three reasons it is.
+
+    Args:
+        what: "samples", "rankings".
+        given, held: how many there are to train and to validate on.
+        fitting: whether something to learn from is left of both when what is too long is left out.
+
+    Raises:
+        DataError: there is nothing to train or to validate on.
+    """
+    if not given:
+        raise DataError(f"there are no {what} to train on.", remedy="Give data files or demonstrations.")
+    if not held:
+        few = f"{given} {what} are too few to keep some apart for validation."
+        raise DataError(few, remedy="Add data.")
+    if not fitting:
+        raise DataError(
+            f"none of the {given} {what} for training or none of the {held} for validation teaches anything: "
+            f"each is longer than a row ({row_tokens} tokens), or has nothing to learn from.",
+            remedy="Raise row_tokens, or look at the data with `nestling data show`.",
+        )
+
+
 @dataclass(frozen=True)
 class FitReport:
     """What a run did. Losses are on the validation set, in nats per trained token (SFT) or per prompt (rankings)."""

@@ -10,13 +10,12 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from nestling.errors import DataError
 from nestling.model.rows import pack_candidates
 from nestling.model.scorer import Scorer
 from nestling.objectives.ranking import all_pairs_nll, pair_accuracy, plackett_luce_nll
 from nestling.training.learner import Loss
 from nestling.training.optimizer import ParameterGroup
-from nestling.training.planned import FitReport, OnStep, PlannedConfig, PlannedStage, run_plan
+from nestling.training.planned import FitReport, OnStep, PlannedConfig, PlannedStage, require_data, run_plan
 from nestling.training.sft import trainable
 from nestling.workspace.events import EventLog
 
@@ -98,12 +97,8 @@ def train_reward_model(
     fitting = [r for r in rankings if len(r) <= config.row_tokens]
     usable = [r for r in fitting if len(set(r.ranks)) > 1]
     held = [r for r in validation if len(r) <= config.row_tokens and len(set(r.ranks)) > 1]
-    if not usable or not held:
-        raise DataError(
-            f"no ranking fits row_tokens = {config.row_tokens} and tells candidates apart "
-            f"({len(rankings)} for training, {len(validation)} for validation).",
-            remedy="Add rankings or raise reward_model.row_tokens.",
-        )
+    teaches = bool(usable) and bool(held)
+    require_data("rankings", len(rankings), len(validation), teaches, config.row_tokens)
     stage = RewardModelStage(scorer, usable, held, config, folder)
     too_long, device = len(rankings) - len(fitting), scorer.decoder.device
     return run_plan(stage, too_long, folder, events, device, on_step, checkpoint_seconds)

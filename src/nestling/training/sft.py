@@ -8,7 +8,6 @@ from pathlib import Path
 from pydantic import Field
 from torch import nn
 
-from nestling.errors import DataError
 from nestling.model.decoder import Decoder
 from nestling.model.hf_folder import LoadedModel
 from nestling.model.lora import add_lora, merge_lora
@@ -17,7 +16,7 @@ from nestling.model.vocabulary import token_logprobs
 from nestling.text.samples import TokenSample
 from nestling.training.learner import Loss
 from nestling.training.optimizer import ParameterGroup
-from nestling.training.planned import FitReport, OnStep, PlannedConfig, PlannedStage, run_plan
+from nestling.training.planned import FitReport, OnStep, PlannedConfig, PlannedStage, require_data, run_plan
 from nestling.training.settings import LoRAConfig
 from nestling.workspace.events import EventLog
 
@@ -85,12 +84,8 @@ def train_sft(
     """
     fitting = [s for s in samples if len(s.ids) <= config.row_tokens]
     held = [s for s in validation if len(s.ids) <= config.row_tokens]
-    if not any(any(s.loss_mask) for s in fitting) or not any(any(s.loss_mask) for s in held):
-        raise DataError(
-            f"no sample with an assistant turn fits row_tokens = {config.row_tokens} "
-            f"({len(samples)} for training, {len(validation)} for validation).",
-            remedy="Add data or raise sft.row_tokens.",
-        )
+    usable = all(any(any(s.loss_mask) for s in part) for part in (fitting, held))
+    require_data("samples", len(samples), len(validation), usable, config.row_tokens)
     if config.lora:
         add_lora(model.decoder.model, config.lora.rank, config.lora.alpha, seed=config.seed)
         model.decoder.lm_head.weight.requires_grad_(False)

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from nestling.compute.device import Hardware, matrix_rates
+from nestling.errors import ModelError
 from nestling.evaluation.suite import build_suite
 from nestling.model.config import ModelConfig
 from nestling.model.gguf_reader import read_gguf
@@ -76,7 +77,11 @@ def shape_of(recipe: Recipe) -> ModelConfig:
     known = known_bases().get(recipe.base)
     if known is not None:
         return ModelConfig.from_hf(known.config, recipe.base)
-    path = Path(recipe.base)
+    path = Path(recipe.base).expanduser()
+    if not path.exists():
+        known_names = ", ".join(known_bases())
+        remedy = f"Use one of {known_names}, a folder or a .gguf file; a hub id needs to be fetched first."
+        raise ModelError("there is no such base model on this machine.", where=recipe.base, remedy=remedy)
     if path.suffix == ".gguf":
         return ModelConfig.from_hf(read_gguf(path).config, str(path))
     return read_config(path)

@@ -17,7 +17,6 @@ from nestling.checks.verdict import Answer
 from nestling.data import curriculum
 from nestling.data.curriculum import Item
 from nestling.data.formats import Conversation, Ranking, read_rows
-from nestling.errors import ConfigError
 from nestling.evaluation.suite import ABOUT_FACTS, direct_question_of, direct_questions
 from nestling.generation.engine import Engine
 from nestling.generation.protocol import Completion, Request, Sampling
@@ -28,7 +27,7 @@ from nestling.text.samples import TokenSample, training_samples
 from nestling.text.tokenizer import Tokenizer
 from nestling.training.ppo import Prompt
 from nestling.training.reward_model import RankedIds
-from nestling.workflow.recipe import DataConfig, RankConfig, Recipe, file_digest
+from nestling.workflow.recipe import DataConfig, RankConfig, Recipe, check_behaviours, file_digest
 from nestling.workspace import Tick, atomic
 
 CHUNK = 64
@@ -180,15 +179,9 @@ def training_items(
 
     Those that earlier uses took (``after``: how many of each behaviour) come last.
     """
-    content = curriculum.load()
+    check_behaviours(counts, "prompts", rewarded=True)
     chosen: list[Item] = []
     for name, count in counts.items():
-        if name in content.behaviours and content.behaviours[name].held_out:
-            raise ConfigError(
-                f"{name!r} is a held-out behaviour: it may neither be ranked nor rewarded.",
-                where="recipe",
-                remedy="Remove it from rank.prompts and ppo_prompts.",
-            )
         used = sum(earlier.get(name, 0) for earlier in after)
         pool = curriculum.items("train", recipe.seed, [name], used + count, recipe.assistant)
         chosen += pool[-count:] if count else []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from importlib import resources
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from nestling.compute.device import DTypeName, Hardware, detect
 from nestling.config import Config, parse
+from nestling.data import curriculum
+from nestling.data.formats import Conversation, read_rows
 from nestling.errors import ConfigError, DataError
+from nestling.text.template import checked_name
 from nestling.training.ppo.config import PPOConfig
 from nestling.training.reward_model import RewardModelConfig
 from nestling.training.sft import SFTConfig
@@ -36,7 +40,7 @@ class HardwareConfig(Config):
 class DataConfig(Config):
     """What supervised fine-tuning learns from."""
 
-    demonstrations: dict[str, int] = Field(
+    demonstrations: dict[str, NonNegativeInt] = Field(
         default_factory=dict, description="Conversations of the starter curriculum, by behaviour."
     )
     replay: int = Field(
@@ -53,7 +57,7 @@ class DataConfig(Config):
 class RankConfig(Config):
     """Sampling answers and ranking them by the checks."""
 
-    prompts: dict[str, int] = Field(
+    prompts: dict[str, NonNegativeInt] = Field(
         default_factory=dict, description="Training prompts of the curriculum, by behaviour."
     )
     samples: int = Field(3, ge=1, description="Answers sampled from the model, per prompt.")
@@ -76,7 +80,7 @@ class EvaluationConfig(Config):
     """How the recipe's own evaluations ask."""
 
     max_new_tokens: int = Field(96, ge=1, description="Longest answer in tokens.")
-    sizes: dict[str, int] = Field(
+    sizes: dict[str, NonNegativeInt] = Field(
         default_factory=dict, description="Prompts by behaviour; the suite's own otherwise."
     )
     seed: int = Field(0, ge=0, description="Which prompts are chosen.")
@@ -101,7 +105,7 @@ class Recipe(Config):
     rank: RankConfig = Field(RankConfig(), description="Rankings.")
     reward_model: RewardModelConfig = Field(RewardModelConfig(), description="Reward model.")
     ppo: PPOConfig = Field(PPOConfig(), description="PPO.")
-    ppo_prompts: dict[str, int] = Field(
+    ppo_prompts: dict[str, NonNegativeInt] = Field(
         default_factory=dict, description="Training prompts that PPO answers, by behaviour."
     )
     evaluation: EvaluationConfig = Field(
@@ -151,7 +155,8 @@ def load_recipe(
     """Read a packaged recipe by name or a YAML file, with ``section.key=value`` settings on top.
 
     Raises:
-        ConfigError: no such recipe, broken YAML, an unknown key, an impossible value; by place and name.
+        ConfigError: no such recipe, broken YAML, an unknown key or behaviour, an impossible value; by place and name.
+        DataError: a data file that cannot be used, by its line.
     """
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
@@ -159,6 +164,8 @@ def load_recipe(
             text = path.read_text("utf-8")
         except OSError as error:
             raise ConfigError(f"cannot be read: {error.strerror}.", where=str(path)) from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"is not UTF-8: {error}.", where=str(path)) from None
     elif name_or_path in packaged_recipes():
         text = (resources.files("nestling") / "recipes" / f"{name_or_path}.yaml").read_text("utf-8")
     else:
@@ -167,7 +174,7 @@ def load_recipe(
             f"there is no recipe {name_or_path!r}.", remedy=f"Use one of {known}, or a .yaml file."
         )
     try:
-        values = yaml.safe_load(text) or {}
+        values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"is not valid YAML: {error}", where=name_or_path) from None
     if not isinstance(values, dict):
@@ -175,7 +182,31 @@ def load_recipe(
     values |= dict(overrides or {})
     for setting in settings:
         apply_setting(values, setting)
-    return parse(Recipe, values, name_or_path)
+    recipe = parse(Recipe, values, name_or_path)
+    check_behaviours(recipe.data.demonstrations, f"{name_or_path}: data.demonstrations")
+    check_behaviours(recipe.rank.prompts, f"{name_or_path}: rank.prompts", rewarded=True)
+    check_behaviours(recipe.ppo_prompts, f"{name_or_path}: ppo_prompts", rewarded=True)
+    check_behaviours(recipe.evaluation.sizes, f"{name_or_path}: evaluation.sizes")
+    checked_name(recipe.assistant)
+    for name in recipe.data.files:
+        deque(read_rows(Path(name), Conversation), maxlen=0)  # a broken line is named now, not after an hour
+    return recipe
+
+
+def check_behaviours(counts: Iterable[str], where: str, *, rewarded: bool = False) -> None:
+    """Refuse unknown behaviours, and held-out ones where answers are ranked or rewarded.
+
+    Raises:
+        ConfigError: naming the behaviour and ``where`` it stands.
+    """
+    known = curriculum.load().behaviours
+    for name in counts:
+        if name not in known:
+            remedy = f"Use one of {', '.join(known)}."
+            raise ConfigError(f"there is no behaviour {name!r}.", where=where, remedy=remedy)
+        if rewarded and known[name].held_out:
+            what = f"{name!r} is a held-out behaviour: it may neither be ranked nor rewarded."
+            raise ConfigError(what, where=where, remedy="Remove it from rank.prompts and ppo_prompts.")
 
 
 def apply_setting(values: dict[str, Any], setting: str) -> None:

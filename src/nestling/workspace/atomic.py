@@ -29,6 +29,7 @@ _PROBLEMS = {
     errno.EPERM: ("permission was denied.", "Choose a folder you may write to, or change its owner."),
     errno.EEXIST: ("a file stands where a folder is needed.", "Move that file away."),
     errno.ENOTDIR: ("a file stands where a folder is needed.", "Move that file away."),
+    errno.ENOENT: ("there is no such folder, and none can be made.", "Choose another place."),
     errno.EIO: ("the disk reported an error.", "Check the disk."),
 }
 
@@ -105,15 +106,15 @@ def new_folder(final_path: Path) -> Iterator[Path]:
     final_path = Path(final_path)
     with readable_errors(final_path):
         final_path.parent.mkdir(parents=True, exist_ok=True)
-        _refuse_existing(final_path)
+        refuse_existing(final_path)
         temporary = Path(
             tempfile.mkdtemp(prefix=f".{final_path.name}.", suffix=PARTIAL_SUFFIX, dir=final_path.parent)
         )
         try:
             yield temporary
-            _sync_tree(temporary)
+            _finish_tree(temporary)
             os.chmod(temporary, 0o777 & ~_UMASK)
-            _refuse_existing(final_path)
+            refuse_existing(final_path)
             os.rename(temporary, final_path)
         except BaseException:  # Ctrl-C too: nothing half-written stays
             shutil.rmtree(temporary, ignore_errors=True)
@@ -130,15 +131,20 @@ def remove_partials(folder: Path) -> None:
             left_over.unlink(missing_ok=True)
 
 
-def _refuse_existing(path: Path) -> None:
-    # os.rename would silently replace an empty folder.
+def refuse_existing(path: Path) -> None:
+    """Raise a WorkspaceError when something stands at ``path``.
+
+    ``os.rename`` would silently replace an empty folder.
+    """
     if path.exists():
-        raise WorkspaceError("this folder exists already.", where=str(path), remedy="Choose another name.")
+        raise WorkspaceError("this exists already.", where=str(path), remedy="Choose another name.")
 
 
-def _sync_tree(folder: Path) -> None:
+def _finish_tree(folder: Path) -> None:
+    """Put every file on disk, with the user's usual mode: some libraries write private ones."""
     for root, _, files in os.walk(folder):
         for name in files:
+            os.chmod(Path(root, name), 0o666 & ~_UMASK)
             _sync(Path(root, name))
         _sync(Path(root))
 

@@ -10,7 +10,8 @@ memory.set("client", client);
 // Turns are plain data, remembered between visits:
 //   {kind: "user", text}   {kind: "answer", id, text, version, thumb, end}   {kind: "note", key, slots}
 //   {kind: "pair", left: {id, text, end}, right, winner, versions}
-let chat = memory.get("chat") ?? { id: randomId(), turns: [] };
+let chat = memory.get("chat");
+if (!Array.isArray(chat?.turns)) chat = { id: randomId(), turns: [] };
 let running = null;
 
 const log = () => byId("log");
@@ -62,6 +63,7 @@ async function answer(models) {
       view.update();
     });
   };
+  let retriable = true;
   running = new AbortController();
   document.body.classList.add("running");
   view.node.setAttribute("aria-busy", "true");
@@ -77,19 +79,25 @@ async function answer(models) {
     const sides = pair ? [turn.left, turn.right] : [turn];
     for (const side of sides) side.end ??= error.name === "AbortError" ? "cancelled" : "error";
     if (error.name !== "AbortError") turn.trouble = troubleOf(error);
+    retriable = error.code !== FULL;
   } finally {
     running = null;
     document.body.classList.remove("running");
     view.node.removeAttribute("aria-busy");
     view.update();
     save();
-    if (turn.trouble) view.node.append(retryButton(turn, view, models));
+    if (turn.trouble && retriable) view.node.append(retryButton(turn, view, models));
   }
 }
 
 const fresh = () => ({ text: "" });
 
-const troubleOf = (error) => (error.code === "connection_lost" || error.name === "TypeError" ? t("lost") : error.message);
+const FULL = "context_length_exceeded";
+
+function troubleOf(error) {
+  if (error.code === FULL) return t("full");
+  return error.code === "connection_lost" || error.name === "TypeError" ? t("lost") : error.message;
+}
 
 /** Take one event of a stream into a turn. */
 function follow(turn, event) {
