@@ -324,5 +324,5 @@ def test_nothing_to_train_on_is_an_error(tmp_path: Path) -> None:
         train_sft(model, samples, [], SFTConfig(), tmp_path, EventLog(tmp_path / "e"))
     same = [RankedIds(r.prompt, r.completions, [1, 1, 1, 1]) for r in rankings(model)]
     scorer = Scorer(model.decoder, model.tokenizer)
-    with pytest.raises(DataError, match="24 rankings for training.*nothing to learn from"):
+    with pytest.raises(DataError, match=r"24 rankings for training.*nothing to learn from"):
         train_reward_model(scorer, same, same, RewardModelConfig(), tmp_path, EventLog(tmp_path / "e"))
