@@ -142,11 +142,8 @@ def sft(bench: Bench, parent: Version, data: DataConfig, config: SFTConfig, seed
     if done:
         return done
     model = bench.load(parent)
-    engine, folder, tick = (
-        Engine(model, max_batch=CHUNK_BATCH),
-        bench.folder / "replay",
-        bench.ticker("replay"),
-    )
+    engine = Engine(model, max_batch=CHUNK_BATCH)
+    folder, tick = bench.folder / "replay", bench.ticker("replay")
     replayed, unknown = [], frozenset[str]()
     if data.replay:
         replayed = materials.replay(engine, data.replay, data.replay_max_tokens, folder, tick)
