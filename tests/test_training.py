@@ -219,6 +219,30 @@ def test_the_checkpoint_of_lowest_validation_loss_is_kept(tmp_path: Path) -> Non
     assert check.validate()["validation_loss"] == pytest.approx(report.best_loss, abs=1e-5)
 
 
+@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4, alpha=8)], ids=["full", "lora"])
+def test_interpolated_weights_lie_on_the_way_to_the_trained_ones(
+    lora: LoRAConfig | None, tmp_path: Path
+) -> None:
+    def trained(share: float) -> tuple[dict[str, torch.Tensor], Any]:
+        model, folder = tiny_model(), tmp_path / f"{share}"
+        samples = samples_of(model)
+        config = SFTConfig(learning_rate=5e-3, epochs=4, row_tokens=512, batch_tokens=512, validate_every=2, lora=lora,
+                           interpolation=share)  # fmt: skip
+        report = train_sft(
+            model, samples[:16], samples[16:], config, folder, EventLog(folder / "events.jsonl")
+        )
+        return {n: p.detach().clone() for n, p in model.decoder.named_parameters()}, report
+
+    start = dict(tiny_model().decoder.named_parameters())
+    (end, whole), (middle, part) = trained(1.0), trained(0.6)
+    assert any(not torch.equal(end[name], start[name]) for name in start)
+    for name, weight in middle.items():
+        torch.testing.assert_close(
+            weight, torch.lerp(start[name].detach(), end[name], 0.6), atol=1e-6, rtol=1e-5
+        )
+    assert whole.loss == whole.best_loss == part.best_loss < part.loss < part.first_loss
+
+
 class Killed(Exception):
     pass
 

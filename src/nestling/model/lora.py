@@ -40,9 +40,9 @@ class LoRALinear(nn.Linear):
         return out + self.scale * F.linear(F.linear(x, self.lora_a), self.lora_b) if self.enabled else out
 
     @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """A plain layer with the adapter added into its weight."""
-        delta = self.scale * (self.lora_b.float() @ self.lora_a.float())
+    def merged(self, share: float = 1.0) -> nn.Linear:
+        """A plain layer with ``share`` of what the adapter does added into its weight."""
+        delta = share * self.scale * (self.lora_b.float() @ self.lora_a.float())
         with torch.device("meta"):
             plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
         plain.weight = nn.Parameter((self.weight.float() + delta).to(self.weight.dtype))
@@ -70,12 +70,12 @@ def add_lora(
         setattr(owner, child, LoRALinear.wrap(owner.get_submodule(child), rank, alpha, generator))  # type: ignore[arg-type]
 
 
-def merge_lora(model: nn.Module) -> None:
-    """Replace every adapted layer by a plain one with the adapter merged in; everything can be trained again."""
+def merge_lora(model: nn.Module, share: float = 1.0) -> None:
+    """Replace every adapted layer by a plain one with ``share`` of the adapter merged in; all can be trained again."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LoRALinear):
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, module.merged())
+            setattr(model.get_submodule(parent), child, module.merged(share))
     for parameter in model.parameters():
         parameter.requires_grad_(True)
 

@@ -35,13 +35,17 @@ class BestWeights:
             with atomic.new_file(self._file(step)) as temporary:
                 save_file(tensors, temporary)
 
-    def restore(self) -> None:
-        """Put the best weights back."""
+    def restore(self, share: float = 1.0) -> None:
+        """Put the best weights back, or weights ``share`` of the way to them from those of the first record."""
         if self.step >= 0:
-            stored = load_file(self._file(self.step))
+            best, first = load_file(self._file(self.step)), load_file(self._file(self._first))
             with torch.no_grad():
                 for name, parameter in self.parameters.items():
-                    parameter.copy_(stored[name])
+                    parameter.copy_(torch.lerp(first[name].float(), best[name].float(), share))
+
+    @property
+    def _first(self) -> int:
+        return self.history[0][0]
 
     @property
     def still_falling(self) -> bool:
@@ -50,7 +54,7 @@ class BestWeights:
 
     def state(self) -> dict[str, Any]:
         # The checkpoint before this one stands until this one is whole, and points at its own record.
-        needed = {self._file(self.step), self._file(self._saved)}
+        needed = {self._file(step) for step in (self.step, self._saved, *(s for s, _ in self.history[:1]))}
         for file in self.folder.glob("best-*.safetensors"):
             if file not in needed:
                 file.unlink()

@@ -65,22 +65,28 @@ def require_data(what: str, given: int, held: int, fitting: bool, row_tokens: in
 
 @dataclass(frozen=True)
 class FitReport:
-    """What a run did. Losses are on the validation set, in nats per trained token (SFT) or per prompt (rankings)."""
+    """What a run did. Losses are on the validation set, in nats per trained token (SFT) or per prompt (rankings).
+
+    ``loss`` is that of the weights that were kept, ``interpolation`` of the way from the first to the best.
+    """
 
     first_loss: float
     best_loss: float
+    loss: float
     best_step: int
     steps: int
     tokens: int
     too_long: int
     still_falling: bool
+    interpolation: float = 1.0
 
     @property
     def remark(self) -> str:
         end = "It was still falling at the end: more data or epochs may help." if self.still_falling else ""
-        long = f"{self.too_long} samples were longer than a row and were left out. " if self.too_long else ""
+        long = f"{self.too_long} samples were longer than a row and were left out." if self.too_long else ""
         fell = f"Validation loss {self.first_loss:.3f} -> {self.best_loss:.3f} at step {self.best_step}."
-        return f"{long}{fell} {end}".strip()
+        kept = f"Kept: weights {self.interpolation:g} of the way there, {self.loss:.3f}."
+        return " ".join(part for part in (long, fell, kept if self.interpolation < 1 else "", end) if part)
 
 
 class PlannedStage(ABC, Generic[Item]):
@@ -184,6 +190,7 @@ def run_plan(
     best.restore()
     return FitReport(
         best.history[0][1],
+        best.loss,
         best.loss,
         best.step,
         stage.total_steps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
@@ -25,6 +26,10 @@ class SFTConfig(PlannedConfig):
     """Supervised fine-tuning."""
 
     lora: LoRAConfig | None = Field(None, description="Low-rank adapters; null trains all weights.")
+    interpolation: float = Field(
+        1.0, gt=0, le=1, description="How far from the parent's weights to the trained ones the result lies; "
+        "below 1, less is forgotten (Wortsman et al. 2022).",
+    )  # fmt: skip
 
 
 def trainable(module: nn.Module, prefix: str = "") -> dict[str, nn.Parameter]:
@@ -74,7 +79,7 @@ def train_sft(
     on_step: OnStep | None = None,
     checkpoint_seconds: float = 60.0,
 ) -> FitReport:
-    """Fine-tune ``model`` in place and leave it with the weights of lowest validation loss.
+    """Fine-tune ``model`` in place and leave it with the weights of lowest validation loss, or on the way to them.
 
     Samples longer than a row are left out, counted in the report and named in the events.
 
@@ -93,5 +98,9 @@ def train_sft(
     too_long, device = len(samples) - len(fitting), model.decoder.device
     report = run_plan(stage, too_long, folder, events, device, on_step, checkpoint_seconds)
     if config.lora:
-        merge_lora(model.decoder)
-    return report
+        merge_lora(model.decoder, config.interpolation)
+    elif config.interpolation < 1:
+        stage.best.restore(config.interpolation)
+    if config.interpolation == 1:
+        return report
+    return replace(report, interpolation=config.interpolation, loss=stage.validate()["validation_loss"])
