@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
@@ -16,13 +15,11 @@ from typing import Any
 import pytest
 
 from nestling.errors import ConfigError, DataError
-from nestling.generation.engine import Engine
 from nestling.model.hf_folder import save_model
 from nestling.workflow import materials
 from nestling.workflow.progress import ProgressReader
-from nestling.workflow.recipe import DataConfig, load_recipe, packaged_recipes
+from nestling.workflow.recipe import load_recipe, packaged_recipes
 from nestling.workspace import EventLog, Workspace
-from serving_support import talking_model
 from tiny import tiny_model
 
 
@@ -89,19 +86,6 @@ def test_what_is_demonstrated_ranked_and_rewarded_are_different_prompts_where_th
         shown = materials.training_items(recipe, {name: recipe.data.demonstrations[name]})
         assert not ids(shown, name) & ids(ranked, name) and not ids(ranked, name) & ids(rewarded, name), name
         assert not ids(shown, name) & ids(rewarded, name), name
-
-
-def test_nothing_is_demonstrated_about_facts_that_the_model_does_not_know(tmp_path: Path) -> None:
-    model = talking_model(["It", " is", " Paris", "."])
-    engine = Engine(model, max_batch=64)
-    ask = functools.partial(materials.unknown_facts, engine, report=lambda *_: None)
-    unknown = ask(["facts"], tmp_path)
-    assert "direct_facts/ask/capital-france" not in unknown and len(unknown) > 300
-    assert ask(["identity"], tmp_path / "not-asked") == frozenset()
-    data = DataConfig(demonstrations={"facts": 400, "premise_true": 400})
-    material = materials.sft_material(data, 7, "Nestling", model.tokenizer, [], unknown)
-    shown = [model.tokenizer.decode(s.ids) for s in material.train + material.validation]
-    assert len(shown) > 5 and all("Paris" in text for text in shown)
 
 
 def test_a_recipe_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Literal
 
-from nestling.data.curriculum import Curriculum, Item, Split, load, split_of
+from nestling.data.curriculum import Curriculum, Item, load, split_of
 from nestling.data.curriculum import items as curriculum_items
 from nestling.errors import ConfigError, DataError
 from nestling.text.messages import Message
@@ -89,17 +89,17 @@ def build_suite(
             size = sizes.get(name, default)
         chosen += curriculum_items(split, seed, [name], size, assistant, content)
     behind = {direct_question_of(item.id) for item in chosen if item.behaviour in ABOUT_FACTS}
-    chosen += [question for question in direct_questions(content, names, split) if question.id in behind]
+    chosen += [question for question in _direct_questions(content, names, split) if question.id in behind]
     held_out = frozenset(name for name in names if content.behaviours[name].held_out)
     return Suite(split, seed, assistant, tuple(chosen), held_out)
 
 
 def direct_question_of(item_id: str) -> str:
     """The id of the direct question about the fact that the item ``item_id`` is about."""
-    return f"{DIRECT_FACTS}/ask/{item_id.split('/', 2)[-1]}"
+    return f"{DIRECT_FACTS}/ask/{item_id.split('/', 2)[2]}"
 
 
-def direct_questions(content: Curriculum, names: Iterable[str], split: Split) -> list[Item]:
+def _direct_questions(content: Curriculum, names: Iterable[str], split: EvaluationSplit) -> list[Item]:
     """One question a row of the tables behind ``ABOUT_FACTS``; each counts as a template of its own."""
     tables = {content.behaviours[name].table: content.rows(name) for name in names if name in ABOUT_FACTS}
     questions = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib import resources
@@ -17,7 +17,6 @@ from nestling.checks.verdict import Answer
 from nestling.data import curriculum
 from nestling.data.curriculum import Item
 from nestling.data.formats import Conversation, Ranking, read_rows
-from nestling.evaluation.suite import ABOUT_FACTS, direct_question_of, direct_questions
 from nestling.generation.engine import Engine
 from nestling.generation.protocol import Completion, Request, Sampling
 from nestling.generation.sampler import derive_seed
@@ -31,7 +30,6 @@ from nestling.workflow.recipe import DataConfig, RankConfig, Recipe, check_behav
 from nestling.workspace import Tick, atomic
 
 CHUNK = 64
-_FACT_TOKENS = 48  # of an answer to a direct question
 
 
 def chunked_rows(
@@ -78,31 +76,6 @@ def replay(engine: Engine, count: int, max_tokens: int, folder: Path, report: Ti
     ]
 
 
-def unknown_facts(engine: Engine, behaviours: Iterable[str], folder: Path, report: Tick) -> frozenset[str]:
-    """Ids of the direct questions about training facts that the base does not answer rightly; none are asked when
-    none of ``behaviours`` is about facts.
-
-    Who is shown as known what it does not know learns to make things up (Gekhman et al. 2024).
-    """
-    content = curriculum.load()
-    tables = {content.behaviours[name].table for name in ABOUT_FACTS}
-    if not any(
-        name in content.behaviours and content.behaviours[name].table in tables for name in behaviours
-    ):
-        return frozenset()
-    questions = direct_questions(content, ABOUT_FACTS, "train")
-
-    def make(first: int, last: int) -> list[dict[str, Any]]:
-        asked = questions[first:last]
-        done = engine.generate(
-            [Request(q.messages, Sampling(temperature=0, max_tokens=_FACT_TOKENS)) for q in asked]
-        )
-        answers = [Answer(q.messages, c.text, c.finished) for q, c in zip(asked, done, strict=True)]
-        return [{"id": q.id} for q, a in zip(asked, answers, strict=True) if not judge(q.check, a).passed]
-
-    return frozenset(row["id"] for row in chunked_rows(folder, "facts", len(questions), make, report))
-
-
 def answer_only(samples: Sequence[TokenSample]) -> TokenSample:
     """The last sample with only its last answer trained: earlier assistant turns of a demonstration are scripted,
     and some are mistakes that the last turn mends."""
@@ -125,16 +98,10 @@ class SFTMaterial:
 
 
 def sft_material(
-    data: DataConfig, seed: int, assistant: str, tokenizer: Tokenizer, replayed: Sequence[Conversation],
-    unknown: Collection[str] = (),
-) -> SFTMaterial:  # fmt: skip
-    """Demonstrations of the curriculum, replayed answers and the user's own files, as token samples.
-
-    ``unknown``: direct questions about facts of which nothing is demonstrated.
-    """
-    demonstrations = curriculum.demonstrations(
-        seed, data.demonstrations, assistant, leave_out=lambda item: direct_question_of(item.id) in unknown
-    )
+    data: DataConfig, seed: int, assistant: str, tokenizer: Tokenizer, replayed: Sequence[Conversation]
+) -> SFTMaterial:
+    """Demonstrations of the curriculum, replayed answers and the user's own files, as token samples."""
+    demonstrations = curriculum.demonstrations(seed, data.demonstrations, assistant)
     samples = [answer_only(training_samples(tokenizer, c, "demonstration")) for c in demonstrations]
     hashes = {"curriculum": digest(demonstrations), "replay": digest([c.messages for c in replayed])}
     for number, conversation in enumerate(replayed):

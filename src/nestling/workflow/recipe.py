@@ -47,7 +47,6 @@ class DataConfig(Config):
         300, ge=0, description="General prompts answered by the base itself, so that it forgets nothing."
     )
     replay_max_tokens: int = Field(160, ge=1, description="Longest replayed answer in tokens.")
-    known_facts: bool = Field(True, description="Demonstrate only facts that the model knows when asked.")
     files: list[str] = Field(default_factory=list, description="Further conversations: JSONL files.")
     validation_share: float = Field(
         0.05, gt=0, lt=0.5, description="Share of the samples kept for validation."

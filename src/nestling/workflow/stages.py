@@ -142,15 +142,14 @@ def sft(bench: Bench, parent: Version, data: DataConfig, config: SFTConfig, seed
     if done:
         return done
     model = bench.load(parent)
-    engine = Engine(model, max_batch=CHUNK_BATCH)
-    folder, tick = bench.folder / "replay", bench.ticker("replay")
-    replayed, unknown = [], frozenset[str]()
+    replayed = []
     if data.replay:
-        replayed = materials.replay(engine, data.replay, data.replay_max_tokens, folder, tick)
-    if data.known_facts:
-        unknown = materials.unknown_facts(engine, data.demonstrations, folder, tick)
-    del engine  # and its packed copy of the weights
-    material = materials.sft_material(data, seed, parent.card.assistant, model.tokenizer, replayed, unknown)
+        engine, folder = Engine(model, max_batch=CHUNK_BATCH), bench.folder / "replay"
+        replayed = materials.replay(
+            engine, data.replay, data.replay_max_tokens, folder, bench.ticker("replay")
+        )
+        del engine  # and its packed copy of the weights
+    material = materials.sft_material(data, seed, parent.card.assistant, model.tokenizer, replayed)
     report = train_sft(
         model, material.train, material.validation, config, bench.folder, bench.events,
         checkpoint_seconds=bench.checkpoint_seconds,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
@@ -79,18 +79,16 @@ def demonstrations(
     counts: Mapping[str, int],
     assistant: str = "Nestling",
     curriculum: Curriculum | None = None,
-    leave_out: Callable[[Item], bool] = lambda item: False,
 ) -> list[list[Message]]:
     """Training conversations, each ending with a written good answer, shuffled.
 
     Args:
         counts: how many of each behaviour. A prompt comes again, with another of its answers, only after all
             prompts were used; a behaviour with fewer different conversations gives what it has.
-        leave_out: true for items that are not to be shown.
     """
     conversations = []
     for name, count in counts.items():
-        pool = [i for i in items("train", seed, [name], count, assistant, curriculum) if not leave_out(i)]
+        pool = items("train", seed, [name], count, assistant, curriculum)
         conversations += list(islice(_answered(pool, seed), count))
     random.Random(f"{seed}/demonstrations").shuffle(conversations)
     return conversations
