@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
+import psutil
 import pytest
 
 from nestling.errors import ConfigError, DataError
@@ -20,6 +25,7 @@ from nestling.workflow import materials
 from nestling.workflow.progress import ProgressReader
 from nestling.workflow.recipe import load_recipe, packaged_recipes
 from nestling.workspace import EventLog, Workspace
+from serving_support import LiveServer, wait_until
 from tiny import tiny_model
 
 
@@ -287,3 +293,65 @@ def test_killed_in_every_stage_it_ends_with_the_same_bits(whole: Path, recipe: P
     assert mine.keys() == theirs.keys()
     for name in theirs:
         assert mine[name] == theirs[name], name
+
+
+@contextlib.contextmanager
+def up(workspace: Path, recipe: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "nestling", "up", "--recipe", str(recipe), "-w", str(workspace)]
+    process = subprocess.Popen(
+        [*command, "--port", str(port)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_up_killed_and_started_again_serves_and_ends_with_the_same_bits(
+    whole: Path, recipe: Path, tmp_path: Path
+) -> None:
+    live = LiveServer(Workspace(tmp_path), f"http://127.0.0.1:{free_port()}")
+    port = int(live.url.rpartition(":")[2])
+
+    def served() -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return live.status()["serving"] is not None
+        return False
+
+    with up(tmp_path, recipe, port) as process:
+        wait_until(served)
+        wait_until(lambda: bool(list(tmp_path.glob("runs/tiny-*/sft/checkpoint-*"))))
+        children = psutil.Process(process.pid).children()
+        assert len(children) == 2, children
+        process.kill()
+    psutil.wait_procs(children, timeout=10)
+    assert not [child for child in children if child.is_running()]  # neither outlives what started it
+
+    with up(tmp_path, recipe, port) as process:
+        wait_until(lambda: "The raising is finished" in process.stdout.readline(), 200)  # type: ignore[union-attr]
+        assert served()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+    mine, theirs = outcome(tmp_path), outcome(whole)
+    assert mine.keys() == theirs.keys()
+    assert not [name for name in theirs if mine[name] != theirs[name]]
+
+
+def test_up_refuses_a_port_in_use_before_it_fetches_anything(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "nestling", "up", "-w", str(tmp_path), "--port", str(port)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and f"cannot listen on 127.0.0.1 port {port}" in done.stderr
+    assert not list(tmp_path.glob("versions/*")) and not list(tmp_path.glob("cache/*"))

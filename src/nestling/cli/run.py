@@ -12,6 +12,7 @@ from rich.console import Console
 from nestling.cli.common import workspace_option
 from nestling.compute.process import give_memory_back
 from nestling.config import parse
+from nestling.serving.address import listen
 from nestling.serving.settings import ServerSettings, hash_token
 from nestling.supervisor import Supervisor, exit_with_parent
 from nestling.workflow.estimate import estimate_table
@@ -61,12 +62,10 @@ def up(recipe_name: str, settings: tuple[str, ...], base: str | None, assistant:
         console.print(estimate_table(recipe))
         return
     token = os.environ.get("NESTLING_TOKEN")
-    parse(
-        ServerSettings,
-        {"host": host, "port": port, "token_hash": hash_token(token) if token else None},
-        "serve",
-    )
+    token_hash = hash_token(token) if token else None
+    address = parse(ServerSettings, {"host": host, "port": port, "token_hash": token_hash}, "serve")
     with workspace.lock("up", "this workspace"):
+        listen(address).close()  # refused now, not after the download
         run = Run(workspace, recipe)
         with progress_bar() as report:
             first = import_base(run.bench(), recipe.base, recipe.assistant, report)

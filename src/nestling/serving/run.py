@@ -9,7 +9,7 @@ from typing import cast
 import uvicorn
 from fastapi import FastAPI
 
-from nestling.errors import ConfigError
+from nestling.serving.address import listen
 from nestling.serving.settings import ServerSettings
 from nestling.serving.state import ServerState
 
@@ -31,7 +31,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, settings: ServerSettings) -> None:
-        self._listener = _listen(settings)
+        self._listener = listen(settings)
         host, port = self._listener.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         super().__init__(
@@ -71,20 +71,3 @@ def serve(
     server = Server(app, settings)
     on_listening(server.url)
     server.answer()
-
-
-def _listen(settings: ServerSettings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((settings.host.strip("[]"), settings.port))
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(
-            f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}.",
-            where="port",
-            remedy="Stop the program that uses it, or choose another with --port.",
-        ) from error
-    return listener
