@@ -13,9 +13,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from nestling.compute.workers import Workers
 from nestling.errors import TrainingStopped
 from nestling.generation.engine import Engine
 from nestling.generation.protocol import Completion, Request, Sampling
+from nestling.generation.side_by_side import SideBySide
 from nestling.model.hf_folder import LoadedModel, save_model
 from nestling.model.layout import PackedLayout
 from nestling.model.scorer import Scorer
@@ -49,13 +51,15 @@ SMALL: dict[str, Any] = {
 
 
 def make_ppo(
-    folder: Path, dtype: torch.dtype = torch.float32, model: LoadedModel | None = None, **changes: Any
-) -> PPO:
+    folder: Path, dtype: torch.dtype = torch.float32, model: LoadedModel | None = None,
+    workers: Workers | None = None, **changes: Any,
+) -> PPO:  # fmt: skip
     config = PPOConfig(**SMALL | changes)
     model = model or tiny_model(dtype=dtype)
     critic = tiny_model(seed=9, dtype=dtype).decoder if config.critic == "separate" else None
     networks = Networks(model, config, critic)
-    return PPO(networks, Engine(model), PROMPTS, RewardMix([(Vowels(), 1.0)]), config, folder)
+    engine = SideBySide(model, workers, max_batch=32) if workers else Engine(model)
+    return PPO(networks, engine, PROMPTS, RewardMix([(Vowels(), 1.0)]), config, folder, workers)
 
 
 def experience(ppo: PPO, step: int = 0) -> tuple[list[Attempt], list[Trace], list[Minibatch]]:
@@ -70,11 +74,12 @@ VARIANTS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("workers", [Workers(), Workers(2)], ids=["alone", "two"])
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_before_the_first_update_the_ratio_is_one_and_the_kl_zero(
-    changes: dict[str, Any], tmp_path: Path
+    changes: dict[str, Any], workers: Workers, tmp_path: Path
 ) -> None:
-    ppo = make_ppo(tmp_path, **changes)
+    ppo = make_ppo(tmp_path, workers=workers, **changes)
     ppo.warm_up_critic()
     attempts, traces, minibatches = experience(ppo)
     described = ppo.describe(attempts, traces)
@@ -131,7 +136,7 @@ def test_a_prompt_shared_by_its_answers_changes_nothing(tmp_path: Path) -> None:
 
     def run(groups: list[list[Completion]], row_tokens: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
         logprobs: dict[int, torch.Tensor] = {}
-        for indices, row in rows_of(groups, row_tokens, CPU):
+        for indices, row in rows_of(groups, row_tokens, 1, CPU):
             own = ppo.networks(row)[0]
             parts = iter(own.split(row.counts))
             for i in indices:
@@ -180,11 +185,13 @@ def test_value_coefficient_zero_sends_nothing_into_the_trunk(tmp_path: Path) -> 
 
 
 RESUMED: list[dict[str, Any]] = [
-    {}, {"samples": 3}, {"critic": "separate"}, {"lora": LoRAConfig(rank=4)},
+    {}, {"samples": 3}, {"critic": "separate"}, {"lora": LoRAConfig(rank=4)}, {"samples": 3, "workers": Workers(2)},
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("changes", RESUMED, ids=str)
+@pytest.mark.parametrize(
+    "changes", RESUMED, ids=["plain", "siblings", "separate critic", "adapters", "two workers"]
+)
 def test_killed_and_resumed_is_bit_equal(changes: dict[str, Any], tmp_path: Path) -> None:
     def make(folder: Path) -> PPO:
         return make_ppo(folder, dtype=torch.bfloat16, kl_target=0.5, **changes)
@@ -314,7 +321,7 @@ def test_ppo_finds_shortest_paths(tmp_path: Path) -> None:
 
     before = greedy()
     config = PPOConfig(
-        iterations=110, prompts=112, samples=1, max_new_tokens=12, epochs=4, minibatches=2, learning_rate=4e-4,
+        iterations=80, prompts=224, samples=1, max_new_tokens=12, epochs=4, minibatches=2, learning_rate=6e-4,
         schedule="linear", kl_coef=0.0, row_tokens=2048, stop_kl=0.1, max_kl=1e9, transcript_every=1000,
         critic_learning_rate=3e-3, value_coef=0.5,
     )  # fmt: skip

@@ -66,7 +66,7 @@ class _Measuring:
         self.split, self.config = split, config
 
     def results(self, version: Version, base: Results | None = None) -> Results:
-        name = f"evaluate-{self.hardware.dtype}-{self.hardware.threads}"
+        name = f"evaluate-{self.hardware.arithmetic.replace('/', '-')}"
         bench = Bench.open(self.workspace, name, lambda: self.hardware)
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task(f"asking {version.name}")

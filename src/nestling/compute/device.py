@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ from typing import Literal
 
 import psutil
 import torch
+
+from nestling.compute.workers import Workers
+from nestling.errors import ConfigError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DTypeName = Literal["auto", "float32", "bfloat16"]
@@ -21,6 +25,7 @@ class Hardware:
     device: str
     dtype: str
     threads: int
+    workers: int = 1
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -31,13 +36,33 @@ class Hardware:
         torch.set_num_threads(self.threads)
         return self
 
+    def side_by_side(self) -> Workers:
+        """The workers that share the threads, the same ones every time."""
+        return _workers(self.workers, self.threads // self.workers)
 
-def detect(dtype: DTypeName = "auto", threads: int = 0) -> Hardware:
-    """Choose device, dtype and threads for this machine; explicit values win."""
+    @property
+    def arithmetic(self) -> str:
+        """Names what decides the last bits of results."""
+        return f"{self.dtype}/{self.threads}/{self.workers}"
+
+
+_workers = functools.cache(Workers)
+
+
+def detect(dtype: DTypeName = "auto", threads: int = 0, workers: int = 0) -> Hardware:
+    """Choose device, dtype, threads and workers for this machine; explicit values win.
+
+    Raises:
+        ConfigError: more workers than threads.
+    """
     threads = threads or physical_cores()
+    if workers > threads:
+        raise ConfigError(f"{workers} workers cannot share {threads} threads.", where="workers")
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return Hardware(device, faster_dtype(device) if dtype == "auto" else dtype, threads)
+    if not workers:
+        workers = 2 if device == "cpu" and threads % 2 == 0 else 1  # more than two were never measured
+    return Hardware(device, faster_dtype(device) if dtype == "auto" else dtype, threads, workers)
 
 
 def physical_cores() -> int:

@@ -49,6 +49,20 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return sorted(sorted(items) for items in bins)
 
 
+def deal(lengths: Sequence[int], parts: int) -> list[list[int]]:
+    """Put every item into one of at most ``parts`` bins of about equal length; none is left empty.
+
+    Longest first, each into the shortest bin (Graham 1969). Returns the ascending indices of each bin's items.
+    """
+    bins: list[list[int]] = [[] for _ in range(min(parts, len(lengths)))]
+    filled = [0] * len(bins)
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        least = filled.index(min(filled))
+        bins[least].append(index)
+        filled[least] += max(1, lengths[index])
+    return [sorted(items) for items in bins]
+
+
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     """A shuffle of ``range(count)`` that depends on (seed, epoch) alone, on every machine and version.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +17,7 @@ from nestling.generation.stops import StopScanner
 from nestling.model.decoder import Attend, Decoder
 from nestling.model.hf_folder import LoadedModel
 from nestling.model.kv_cache import KVCache
-from nestling.model.packed import PackedDecoder, can_pack
+from nestling.model.packed import InferenceNetwork, PackedDecoder
 from nestling.model.rows import common_prefix
 from nestling.text.detokenizer import StreamDecoder
 
@@ -57,6 +57,7 @@ class Engine:
         context_length: longest prompt plus answer in tokens; the model's own when None.
         prefill_tokens: prompt tokens computed in one go, at least one whole prompt.
         frozen: the weights never change, so that only their packed form is kept.
+        network: what another engine on the same weights computes with, to share it.
     """
 
     def __init__(
@@ -67,14 +68,11 @@ class Engine:
         context_length: int | None = None,
         prefill_tokens: int = 2048,
         frozen: bool = False,
+        network: InferenceNetwork | None = None,
     ) -> None:
         self.tokenizer = model.tokenizer
-        packs = can_pack(model.decoder)
-        self._network: Decoder | PackedDecoder = (
-            PackedDecoder(model.decoder) if packs and frozen else model.decoder
-        )
-        self._followed = model.decoder if packs and not frozen else None
-        self._network_of = 0  # the state of the weights that were packed
+        self._weights = network or InferenceNetwork(model.decoder, frozen)
+        self._network: Decoder | PackedDecoder = model.decoder
         self.max_batch, self.prefill_tokens = max_batch, prefill_tokens
         self.context_length = min(context_length or model.context_length, model.context_length)
         self._cache = KVCache(model.config, model.decoder.dtype, model.decoder.device)
@@ -135,7 +133,7 @@ class Engine:
         joining = self._admit()
         if joining:
             if not self._running:
-                self._follow_weights()
+                self._network = self._weights.current()
             prompts, copies = _distinct([sequence.prompt for sequence in joining])
             lengths, common = [len(prompt) for prompt in prompts], common_prefix(prompts)
             ids = prompts[0][:common] + [token for prompt in prompts for token in prompt[common:]]
@@ -161,13 +159,13 @@ class Engine:
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Answer all requests, in their order."""
         tickets = [self.submit(request) for request in requests]
-        return self._drain(tickets)
+        return self.drain(tickets)
 
     def generate_ids(
         self, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling]
     ) -> list[Completion]:
         """Answer prompts that are already token ids, each with its own sampling."""
-        return self._drain([self.submit_ids(p, s) for p, s in zip(prompts, sampling, strict=True)])
+        return self.drain([self.submit_ids(p, s) for p, s in zip(prompts, sampling, strict=True)])
 
     def stream(self, request: Request) -> Iterator[Chunk]:
         """Answer one request piece by piece; closing the iterator cancels it."""
@@ -182,13 +180,14 @@ class Engine:
         finally:
             self.cancel(ticket)
 
-    def _drain(self, tickets: Sequence[int]) -> list[Completion]:
+    def drain(self, tickets: Sequence[int], stopped: Callable[[], bool] = lambda: False) -> list[Completion]:
+        """Step until all of ``tickets`` have ended; gives up, with what there is, when ``stopped``."""
         done: dict[int, Completion] = {}
-        while len(done) < len(tickets):
+        while len(done) < len(tickets) and not stopped():
             for event in self.step():
                 if event.completion is not None:
                     done[event.ticket] = event.completion
-        return [done[ticket] for ticket in tickets]
+        return [done[ticket] for ticket in tickets if ticket in done]
 
     def _admit(self) -> list[_Sequence]:
         """Waiting requests to let in now: a small prefill costs nearly as much as a large one, so rows that
@@ -207,14 +206,6 @@ class Engine:
                 break
             joining.append(self._waiting.popleft())
         return joining
-
-    def _follow_weights(self) -> None:
-        """Pack the matrices again if a training step has changed them."""
-        if self._followed is None:
-            return
-        state = hash(tuple((id(p), p._version) for p in self._followed.parameters()))
-        if state != self._network_of:
-            self._network, self._network_of = PackedDecoder(self._followed), state
 
     def _forward(self, ids: list[int], attend: Attend) -> Tensor:
         hidden: Tensor = self._network(torch.tensor(ids, device=self._network.device), attend)

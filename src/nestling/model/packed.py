@@ -9,6 +9,7 @@ the gains). Where torch has no such kernels the plain decoder is used.
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any, cast
 
 import torch
@@ -86,6 +87,31 @@ class PackedDecoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [N, hidden_size] -> fp32 logits [N, vocab_size]."""
         return self._head(hidden).float()
+
+
+class InferenceNetwork:
+    """What engines compute with: the decoder itself, or its packed form where that is faster.
+
+    Args:
+        decoder: the network.
+        frozen: its weights never change, so that only their packed form is kept.
+    """
+
+    def __init__(self, decoder: Decoder, frozen: bool = False) -> None:
+        packs = can_pack(decoder)
+        self._network: Decoder | PackedDecoder = PackedDecoder(decoder) if packs and frozen else decoder
+        self._followed = decoder if packs and not frozen else None
+        self._state_of = 0  # the state of the weights that were packed
+        self._lock = Lock()  # engines side by side ask at the same time
+
+    def current(self) -> Decoder | PackedDecoder:
+        """The network with the weights as they are now."""
+        with self._lock:
+            if self._followed is not None:
+                state = hash(tuple((id(p), p._version) for p in self._followed.parameters()))
+                if state != self._state_of:
+                    self._network, self._state_of = PackedDecoder(self._followed), state
+            return self._network
 
 
 def can_pack(decoder: Decoder) -> bool:

@@ -11,7 +11,8 @@ import torch
 
 from nestling.checks import judge
 from nestling.checks.verdict import Answer
-from nestling.data.packing import pack
+from nestling.compute.workers import Workers
+from nestling.data.packing import deal
 from nestling.generation.protocol import Completion
 from nestling.model.rows import pack_candidates
 from nestling.model.scorer import Scorer
@@ -44,8 +45,11 @@ class LearnedScore:
 
     name = "learned"
 
-    def __init__(self, scorer: Scorer, clip: float = 5.0, row_tokens: int = 2048) -> None:
+    def __init__(
+        self, scorer: Scorer, clip: float = 5.0, row_tokens: int = 2048, workers: Workers | None = None
+    ) -> None:
         self.scorer, self.clip, self.row_tokens = scorer, clip, row_tokens
+        self.workers = workers or Workers()
 
     @torch.no_grad()
     def __call__(self, attempts: Sequence[Attempt]) -> list[float]:
@@ -54,15 +58,20 @@ class LearnedScore:
             for prompt, of_prompt in itertools.groupby(attempts, key=lambda a: a.completion.prompt_ids)
         ]
         lengths = [len(prompt) + sum(map(len, answers)) for prompt, answers in groups]
-        scores: dict[int, list[float]] = {}
-        for indices in pack(lengths, max(self.row_tokens, *lengths)):
+
+        def score(_: int, indices: list[int]) -> dict[int, list[float]]:
             row = [groups[i] for i in indices]
             packed = pack_candidates(row, self.scorer.decoder.device)
             raw = self.scorer(packed.ids, packed.layout, packed.last)
             own = self.scorer.normalise(raw).clamp(-self.clip, self.clip)
             parts = own.split([len(answers) for _, answers in row])
-            scores |= {index: part.tolist() for index, part in zip(indices, parts, strict=True)}
-        return [score for index in range(len(groups)) for score in scores[index]]
+            return {index: part.tolist() for index, part in zip(indices, parts, strict=True)}
+
+        # Rows of about equal length, as many for each worker.
+        rounds = -(-sum(lengths) // (self.row_tokens * self.workers.count))
+        rows = self.workers.map(score, deal(lengths, rounds * self.workers.count))
+        scores = {index: values for row in rows for index, values in row.items()}
+        return [value for index in range(len(groups)) for value in scores[index]]
 
 
 class CheckScore:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from nestling.compute.workers import Workers
 from nestling.errors import TrainingStopped
-from nestling.training.optimizer import MasterAdamW
+from nestling.training.optimizer import MasterAdamW, ParameterGroup
 
 Batch = TypeVar("Batch")
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -27,19 +30,41 @@ class Loss:
     metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
-class Learner:
+def same_weights(network: Network) -> tuple[Network, dict[int, nn.Parameter]]:
+    """A network of its own around the same weights, and its parameters by the ``id`` of those they share them with.
+
+    Gradients are its own, and what changes the weights in place changes both.
+    """
+    memo: dict[int, Any] = {id(b): b for b in network.buffers()}
+    # What a module holds besides weights and modules (settings, a tokenizer) is not copied either.
+    memo |= {id(v): v for m in network.modules() for name, v in vars(m).items() if not name.startswith("_")}
+    leaves = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in network.parameters()}
+    return copy.deepcopy(network, memo | leaves), leaves
+
+
+class Learner(Generic[Network]):
     """Owns the optimizer and the rules of an update.
 
     Args:
-        optimizer: what is trained.
+        network: what losses are computed with.
+        groups: what of it is trained.
         max_grad_norm: gradients are clipped to this joint norm.
+        workers: who computes; ``networks`` holds one network for each.
     """
 
-    def __init__(self, optimizer: MasterAdamW, max_grad_norm: float = 1.0) -> None:
-        self.optimizer, self.max_grad_norm = optimizer, max_grad_norm
+    def __init__(
+        self, network: Network, groups: Sequence[ParameterGroup], max_grad_norm: float = 1.0,
+        workers: Workers | None = None,
+    ) -> None:  # fmt: skip
+        self.workers, self.max_grad_norm = workers or Workers(), max_grad_norm
+        self.networks, leaves = [network], []
+        if self.workers.count > 1:
+            pairs = [same_weights(network) for _ in range(self.workers.count)]
+            self.networks, leaves = [copied for copied, _ in pairs], [own for _, own in pairs]
+        self.optimizer = MasterAdamW(groups, leaves=leaves)
 
     def update(
-        self, batches: Sequence[Batch], count: float, loss_of: Callable[[Batch], Loss], scale: float
+        self, batches: Sequence[Batch], count: float, loss_of: Callable[[Network, Batch], Loss], scale: float
     ) -> dict[str, float]:
         """One step on the mean loss over all micro-batches.
 
@@ -50,11 +75,17 @@ class Learner:
         Raises:
             TrainingStopped: the loss or the gradient is not finite; the weights are left as they were.
         """
+
+        def backward(worker: int, numbered: tuple[int, Batch]) -> dict[str, tuple[float, float]]:
+            number, batch = numbered
+            with self.optimizer.row(worker, number, self.workers.stopping.is_set):
+                loss = loss_of(self.networks[worker], batch)
+                (loss.total / count).backward()
+            return {"loss": (loss.total.item(), loss.count), **loss.metrics}
+
         sums: dict[str, tuple[float, float]] = {}
-        for batch in batches:
-            loss = loss_of(batch)
-            (loss.total / count).backward()
-            for name, (total, number) in {"loss": (loss.total.item(), loss.count), **loss.metrics}.items():
+        for metrics in self.workers.map(backward, list(enumerate(batches))):
+            for name, (total, number) in metrics.items():
                 before = sums.get(name, (0.0, 0.0))
                 sums[name] = (before[0] + total, before[1] + number)
         norm = self.optimizer.clip_gradients(self.max_grad_norm)

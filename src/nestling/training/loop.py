@@ -27,7 +27,7 @@ class Stage(Protocol):
     """
 
     name: str
-    learner: Learner
+    learner: Learner[Any]
 
     @property
     def total_steps(self) -> int: ...

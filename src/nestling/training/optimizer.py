@@ -3,13 +3,18 @@
 A bf16 weight has 8 bits of mantissa: an update of 1e-6 would vanish in it. So the optimizer owns an fp32 copy of
 every trained parameter, gradients are accumulated in fp32 as they appear, and after each step the compute weights are
 the masters rounded. Where a parameter is fp32 already, it is its own master.
+
+Several workers run backward passes at the same time, each on leaves of its own around the same weights. Their
+gradients are added in the order of the rows, whoever is done first: the sum is the one a single worker would get.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Condition
 from typing import Any
 
 import torch
@@ -26,20 +31,52 @@ class ParameterGroup:
     weight_decay: float = 0.0
 
 
+class _Queue:
+    """Lets rows add to a parameter's gradient one after another, by their numbers."""
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._due: dict[str, int] = {}  # the row whose turn it is, by parameter
+        self._row: dict[int, int] = {}  # what each worker is at
+        self._stopped: Callable[[], bool] = lambda: False
+
+    def begin(self, worker: int, row: int, stopped: Callable[[], bool]) -> None:
+        self._row[worker], self._stopped = row, stopped
+
+    @contextmanager
+    def turn(self, worker: int, name: str) -> Iterator[None]:
+        """Waits for the worker's turn; at once where it has had it, or was never given a row."""
+        row = self._row.get(worker)
+        if row is None or self._due.get(name, 0) > row:
+            yield
+            return
+        with self._changed:
+            while self._due.get(name, 0) < row and not self._stopped():
+                self._changed.wait(0.1)  # the row before it may have failed
+        yield
+        with self._changed:
+            self._due[name] = row + 1
+            self._changed.notify_all()
+
+
 class MasterAdamW:
     """AdamW (Loshchilov and Hutter 2019). Weight decay touches matrices only.
 
     Args:
         groups: what to train; a name may stand in one group only.
         betas, eps: Adam's.
+        leaves: for each worker, the parameters that its backward passes reach, by the ``id`` of the parameter whose
+            weights they share; none when the parameters themselves are used.
     """
 
     def __init__(
-        self, groups: Iterable[ParameterGroup], betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8
-    ) -> None:
+        self, groups: Iterable[ParameterGroup], betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8,
+        leaves: Sequence[Mapping[int, nn.Parameter]] = (),
+    ) -> None:  # fmt: skip
         self.parameters: dict[str, nn.Parameter] = {}
         self.masters: dict[str, Tensor] = {}
         self._hooks: list[RemovableHandle] = []
+        self._leaves, self._queue = leaves, _Queue()
         adam_groups: list[dict[str, Any]] = []
         for group in groups:
             for matrices in (True, False):
@@ -47,7 +84,7 @@ class MasterAdamW:
                 if not named:
                     continue
                 self.parameters |= named
-                masters = {name: self._master(p) for name, p in named.items()}
+                masters = {name: self._master(name, p) for name, p in named.items()}
                 self.masters |= masters
                 rates = {"lr": group.learning_rate, "peak": group.learning_rate}
                 decay = group.weight_decay if matrices else 0.0
@@ -57,22 +94,40 @@ class MasterAdamW:
             moments = {key: torch.zeros_like(master) for key in ("exp_avg", "exp_avg_sq")}
             self._adam.state[master] = {"step": torch.zeros((), device=master.device), **moments}
 
-    def _master(self, parameter: nn.Parameter) -> Tensor:
+    def _master(self, name: str, parameter: nn.Parameter) -> Tensor:
         """The fp32 copy. What lives as long as the run (gradient and moments too) is allocated before the first
         activation: laid among those, it would leave holes that no later one fits (peak 11.8 instead of 5 GB after
         122 steps)."""
-        if parameter.dtype == torch.float32:
+        own = parameter.dtype == torch.float32
+        if own and not self._leaves:
             return parameter
-        master = parameter.detach().float().clone()
+        master = parameter if own else parameter.detach().float().clone()
         gradient = master.grad = torch.zeros_like(master)
+        for worker, leaf in enumerate([copies[id(parameter)] for copies in self._leaves] or [parameter]):
 
-        def accumulate(p: Tensor) -> None:
-            if p.grad is not None:
-                gradient.add_(p.grad)
-                p.grad = None
+            def accumulate(p: Tensor, worker: int = worker) -> None:
+                if p.grad is not None:
+                    with self._queue.turn(worker, name):
+                        gradient.add_(p.grad)
+                    p.grad = None
 
-        self._hooks.append(parameter.register_post_accumulate_grad_hook(accumulate))
+            self._hooks.append(leaf.register_post_accumulate_grad_hook(accumulate))
         return master
+
+    @contextmanager
+    def row(self, worker: int, number: int, stopped: Callable[[], bool]) -> Iterator[None]:
+        """Within, ``worker`` runs the backward pass of row ``number``, counted from 0 in each step.
+
+        Every row before it must be run too, by this or another worker.
+        """
+        if not self._leaves:  # one worker, one row after another
+            yield
+            return
+        self._queue.begin(worker, number, stopped)
+        yield
+        for name in self.parameters:
+            with self._queue.turn(worker, name):
+                pass  # what this row gave no gradient passes its turn on
 
     def close(self) -> None:
         """Let go of the parameters: from now on their gradients are another optimizer's."""
@@ -99,6 +154,7 @@ class MasterAdamW:
 
     def zero_grad(self) -> None:
         self._adam.zero_grad(set_to_none=False)
+        self._queue = _Queue()
 
     @torch.no_grad()
     def publish(self) -> None:

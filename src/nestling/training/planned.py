@@ -10,18 +10,21 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
+from nestling.compute.workers import Workers
+from nestling.data.packing import deal
 from nestling.errors import DataError
 from nestling.training.best import BestWeights
 from nestling.training.learner import Learner, Loss
 from nestling.training.loop import fit
-from nestling.training.optimizer import MasterAdamW, ParameterGroup
+from nestling.training.optimizer import ParameterGroup
 from nestling.training.plan import plan_steps
 from nestling.training.schedule import rate_scale
 from nestling.training.settings import OptimizerConfig
 from nestling.workspace.events import EventLog
 
+Network = TypeVar("Network", bound=nn.Module)
 Item = TypeVar("Item")
 OnStep = Callable[[int, int, dict[str, float]], None]
 
@@ -89,7 +92,7 @@ class FitReport:
         return " ".join(part for part in (long, fell, kept if self.interpolation < 1 else "", end) if part)
 
 
-class PlannedStage(ABC, Generic[Item]):
+class PlannedStage(ABC, Generic[Network, Item]):
     """A stage of the training loop (``loop.Stage``) over a plan made before the first step.
 
     Subclasses say what a row's loss is, how many items of it count, and what a validation reports.
@@ -101,8 +104,8 @@ class PlannedStage(ABC, Generic[Item]):
     name: str
 
     def __init__(
-        self, items: Sequence[Item], validation: Sequence[Item], config: PlannedConfig,
-        groups: Sequence[ParameterGroup], folder: Path,
+        self, network: Network, items: Sequence[Item], validation: Sequence[Item], config: PlannedConfig,
+        groups: Sequence[ParameterGroup], folder: Path, workers: Workers | None = None,
     ) -> None:  # fmt: skip
         self.items, self.validation, self.config = items, validation, config
         self.plan = plan_steps(
@@ -114,7 +117,7 @@ class PlannedStage(ABC, Generic[Item]):
                 f"max_tokens = {config.max_tokens} does not hold one row of the data.",
                 remedy=f"Raise max_tokens, or lower row_tokens (now {config.row_tokens}).",
             )
-        self.learner = Learner(MasterAdamW(groups), config.max_grad_norm)
+        self.learner = Learner(network, groups, config.max_grad_norm, workers)
         trained: dict[str, Tensor] = {n: p for group in groups for n, p in group.parameters.items()}
         self.best = BestWeights(folder, trained)
 
@@ -127,8 +130,8 @@ class PlannedStage(ABC, Generic[Item]):
         """What the loss of a step is divided by: trained tokens, prompts."""
 
     @abstractmethod
-    def row_loss(self, items: Sequence[Item]) -> Loss:
-        """Loss of the items of one row, computed in one pass."""
+    def row_loss(self, network: Network, items: Sequence[Item]) -> Loss:
+        """Loss of the items of one row, computed by ``network`` in one pass."""
 
     @property
     def total_steps(self) -> int:
@@ -141,13 +144,18 @@ class PlannedStage(ABC, Generic[Item]):
     def step(self, step: int) -> dict[str, float]:
         if step == 0:
             self.best.record(0, self.validate()["validation_loss"])
-        rows = [[self.items[i] for i in row] for row in self.plan[step]]
+        rows = [part for row in self.plan[step] for part in self.parts(row, len(self.plan[step]))]
         scale = rate_scale(step, self.total_steps, self.config.warmup_steps, self.config.schedule)
         metrics = self.learner.update(rows, sum(map(self.weight, rows)), self.row_loss, scale)
         if (step + 1) % self.config.validate_every == 0 or step + 1 == self.total_steps:
             metrics |= self.validate()
             self.best.record(step + 1, metrics["validation_loss"])
         return metrics
+
+    def parts(self, row: Sequence[int], rows: int) -> list[list[Item]]:
+        """The items of a row, in pieces where a step has fewer rows than there are workers."""
+        pieces = deal([self.length(self.items[i]) for i in row], -(-self.learner.workers.count // rows))
+        return [[self.items[row[at]] for at in piece] for piece in pieces]
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -157,7 +165,9 @@ class PlannedStage(ABC, Generic[Item]):
         plan = plan_steps(
             lengths, row_tokens=size, batch_tokens=size, token_budget=sum(lengths), epochs=1, seed=0
         )
-        losses = [self.row_loss([self.validation[i] for i in row]) for step in plan for row in step]
+        rows = [[self.validation[i] for i in row] for step in plan for row in step]
+        networks = self.learner.networks
+        losses = self.learner.workers.map(lambda worker, row: self.row_loss(networks[worker], row), rows)
         means = {"loss": sum(loss.total.item() for loss in losses) / sum(loss.count for loss in losses)}
         for name in losses[0].metrics:
             total, count = (sum(loss.metrics[name][i] for loss in losses) for i in (0, 1))
@@ -172,7 +182,7 @@ class PlannedStage(ABC, Generic[Item]):
 
 
 def run_plan(
-    stage: PlannedStage[Any], too_long: int, folder: Path, events: EventLog, device: torch.device,
+    stage: PlannedStage[Any, Any], too_long: int, folder: Path, events: EventLog, device: torch.device,
     on_step: OnStep | None, checkpoint_seconds: float,
 ) -> FitReport:  # fmt: skip
     """Go through the plan and leave the network with the weights of lowest validation loss.

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from nestling.compute.workers import Workers
 from nestling.model.rows import pack_candidates
 from nestling.model.scorer import Scorer
 from nestling.objectives.ranking import all_pairs_nll, pair_accuracy, plackett_luce_nll
@@ -41,22 +42,22 @@ class RankedIds:
         return len(self.prompt) + sum(map(len, self.completions))
 
 
-class RewardModelStage(PlannedStage[RankedIds]):
+class RewardModelStage(PlannedStage[Scorer, RankedIds]):
     """The stage: mean over pairs (or sum over choices) within a prompt, then mean over prompts."""
 
     name = "reward_model"
 
     def __init__(
         self, scorer: Scorer, rankings: Sequence[RankedIds], validation: Sequence[RankedIds],
-        config: RewardModelConfig, folder: Path,
+        config: RewardModelConfig, folder: Path, workers: Workers | None = None,
     ) -> None:  # fmt: skip
-        self.scorer, self.loss = scorer, LOSSES[config.loss]
+        self.loss = LOSSES[config.loss]
         trunk, head = trainable(scorer.decoder.model, "decoder.model."), trainable(scorer.head, "head.")
         groups = [
             ParameterGroup(trunk, config.learning_rate, config.weight_decay),
             ParameterGroup(head, config.head_learning_rate),
         ]
-        super().__init__(rankings, validation, config, groups, folder)
+        super().__init__(scorer, rankings, validation, config, groups, folder, workers)
 
     def length(self, item: RankedIds) -> int:
         return len(item)
@@ -64,10 +65,10 @@ class RewardModelStage(PlannedStage[RankedIds]):
     def weight(self, items: Sequence[RankedIds]) -> float:
         return len(items)
 
-    def row_loss(self, items: Sequence[RankedIds]) -> Loss:
-        device = self.scorer.decoder.device
+    def row_loss(self, network: Scorer, items: Sequence[RankedIds]) -> Loss:
+        device = network.decoder.device
         row = pack_candidates([(r.prompt, r.completions) for r in items], device)
-        scores = self.scorer(row.ids, row.layout, row.last).split([len(r.ranks) for r in items])
+        scores = network(row.ids, row.layout, row.last).split([len(r.ranks) for r in items])
         total = torch.zeros((), device=device)
         right = pairs = 0
         for ranking, own in zip(items, scores, strict=True):
@@ -87,6 +88,7 @@ def train_reward_model(
     events: EventLog,
     on_step: OnStep | None = None,
     checkpoint_seconds: float = 60.0,
+    workers: Workers | None = None,
 ) -> FitReport:
     """Train ``scorer`` in place and leave it with the weights of lowest validation loss, not yet normalised.
 
@@ -99,6 +101,6 @@ def train_reward_model(
     held = [r for r in validation if len(r) <= config.row_tokens and len(set(r.ranks)) > 1]
     teaches = bool(usable) and bool(held)
     require_data("rankings", len(rankings), len(validation), teaches, config.row_tokens)
-    stage = RewardModelStage(scorer, usable, held, config, folder)
+    stage = RewardModelStage(scorer, usable, held, config, folder, workers)
     too_long, device = len(rankings) - len(fitting), scorer.decoder.device
     return run_plan(stage, too_long, folder, events, device, on_step, checkpoint_seconds)

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import Field
 from torch import nn
 
+from nestling.compute.workers import Workers
 from nestling.model.decoder import Decoder
 from nestling.model.hf_folder import LoadedModel
 from nestling.model.lora import add_lora, merge_lora
@@ -44,20 +45,20 @@ def sample_loss(decoder: Decoder, row: Row) -> Loss:
     return Loss(-logprobs.sum(), len(row.targets))
 
 
-class SFT(PlannedStage[TokenSample]):
+class SFT(PlannedStage[Decoder, TokenSample]):
     """The stage. ``samples`` and ``validation`` must each fit a row."""
 
     name = "sft"
 
     def __init__(
         self, decoder: Decoder, samples: Sequence[TokenSample], validation: Sequence[TokenSample], config: SFTConfig,
-        folder: Path,
+        folder: Path, workers: Workers | None = None,
     ) -> None:  # fmt: skip
         self.decoder = decoder
         # What all begin with (a system prompt) is computed once a row and counts for nothing more.
         self.common = common_prefix([list(s.ids) for s in samples])
         group = ParameterGroup(trainable(decoder), config.learning_rate, config.weight_decay)
-        super().__init__(samples, validation, config, [group], folder)
+        super().__init__(decoder, samples, validation, config, [group], folder, workers)
 
     def length(self, item: TokenSample) -> int:
         return max(1, len(item.ids) - self.common)
@@ -65,8 +66,8 @@ class SFT(PlannedStage[TokenSample]):
     def weight(self, items: Sequence[TokenSample]) -> float:
         return sum(sum(item.loss_mask[1:]) for item in items)
 
-    def row_loss(self, items: Sequence[TokenSample]) -> Loss:
-        return sample_loss(self.decoder, pack_row(items, self.decoder.device))
+    def row_loss(self, network: Decoder, items: Sequence[TokenSample]) -> Loss:
+        return sample_loss(network, pack_row(items, network.device))
 
 
 def train_sft(
@@ -78,6 +79,7 @@ def train_sft(
     events: EventLog,
     on_step: OnStep | None = None,
     checkpoint_seconds: float = 60.0,
+    workers: Workers | None = None,
 ) -> FitReport:
     """Fine-tune ``model`` in place and leave it with the weights of lowest validation loss, or on the way to them.
 
@@ -94,7 +96,7 @@ def train_sft(
     if config.lora:
         add_lora(model.decoder.model, config.lora.rank, config.lora.alpha, seed=config.seed)
         model.decoder.lm_head.weight.requires_grad_(False)
-    stage = SFT(model.decoder, fitting, held, config, folder)
+    stage = SFT(model.decoder, fitting, held, config, folder, workers)
     too_long, device = len(samples) - len(fitting), model.decoder.device
     report = run_plan(stage, too_long, folder, events, device, on_step, checkpoint_seconds)
     if config.lora:

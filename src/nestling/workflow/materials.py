@@ -17,8 +17,7 @@ from nestling.checks.verdict import Answer
 from nestling.data import curriculum
 from nestling.data.curriculum import Item
 from nestling.data.formats import Conversation, Ranking, read_rows
-from nestling.generation.engine import Engine
-from nestling.generation.protocol import Completion, Request, Sampling
+from nestling.generation.protocol import Completion, Generator, Request, Sampling
 from nestling.generation.sampler import derive_seed
 from nestling.rewards.terms import Attempt, RewardMix, rule_terms
 from nestling.text.messages import Message
@@ -56,7 +55,7 @@ def replay_prompts() -> list[str]:
     return [str(prompt) for prompt in yaml.safe_load(text)["prompts"]]
 
 
-def replay(engine: Engine, count: int, max_tokens: int, folder: Path, report: Tick) -> list[Conversation]:
+def replay(engine: Generator, count: int, max_tokens: int, folder: Path, report: Tick) -> list[Conversation]:
     """The base's own good answers: greedy, finished, without loops."""
     prompts = replay_prompts()[:count]
 
@@ -163,7 +162,7 @@ def ppo_prompts(items: Sequence[Item]) -> list[Prompt]:
 
 
 def rank_answers(
-    engine: Engine, items: Sequence[Item], config: RankConfig, folder: Path, report: Tick
+    engine: Generator, items: Sequence[Item], config: RankConfig, folder: Path, report: Tick
 ) -> list[dict[str, Any]]:
     """Sample answers to every item, put written ones beside them, and rank all by the checks and rules.
 

@@ -32,9 +32,12 @@ class HardwareConfig(Config):
 
     dtype: DTypeName = Field("auto", description="Number format; auto measures which is faster here.")
     threads: int = Field(0, ge=0, description="CPU threads; 0 takes every physical core.")
+    workers: int = Field(
+        0, ge=0, description="Rows or batches computed side by side, sharing the threads; 0 chooses."
+    )
 
     def detect(self) -> Hardware:
-        return detect(self.dtype, self.threads)
+        return detect(self.dtype, self.threads, self.workers)
 
 
 class DataConfig(Config):

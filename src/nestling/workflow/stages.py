@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from nestling.compute.device import Hardware, detect
+from nestling.compute.workers import Workers
 from nestling.data.curriculum import Item
 from nestling.data.formats import Ranking, read_rows
 from nestling.errors import WorkspaceError
@@ -24,8 +25,8 @@ from nestling.evaluation.evaluate import evaluate
 from nestling.evaluation.perplexity import load_passages
 from nestling.evaluation.results import Results
 from nestling.evaluation.suite import EvaluationSplit, build_suite
-from nestling.generation.engine import Engine
 from nestling.generation.protocol import Sampling
+from nestling.generation.side_by_side import SideBySide
 from nestling.model.hf_folder import LoadedModel, load_model, save_model
 from nestling.model.scorer import Scorer, load_scorer, save_scorer
 from nestling.training.ppo import PPOConfig, train_ppo
@@ -69,6 +70,13 @@ class Bench:
     def ticker(self, stage: str) -> Tick:
         """Progress of a stage that has no training loop, as events."""
         return lambda done, total: void(self.events.append("progress", stage=stage, step=done, total=total))
+
+    @property
+    def workers(self) -> Workers:
+        return self.hardware.side_by_side()
+
+    def engine(self, model: LoadedModel) -> SideBySide:
+        return SideBySide(model, self.workers, max_batch=CHUNK_BATCH)
 
     def load(self, version: Version) -> LoadedModel:
         return load_model(version.folder, self.hardware.torch_dtype, self.hardware.device)
@@ -144,7 +152,7 @@ def sft(bench: Bench, parent: Version, data: DataConfig, config: SFTConfig, seed
     model = bench.load(parent)
     replayed = []
     if data.replay:
-        engine, folder = Engine(model, max_batch=CHUNK_BATCH), bench.folder / "replay"
+        engine, folder = bench.engine(model), bench.folder / "replay"
         replayed = materials.replay(
             engine, data.replay, data.replay_max_tokens, folder, bench.ticker("replay")
         )
@@ -152,7 +160,7 @@ def sft(bench: Bench, parent: Version, data: DataConfig, config: SFTConfig, seed
     material = materials.sft_material(data, seed, parent.card.assistant, model.tokenizer, replayed)
     report = train_sft(
         model, material.train, material.validation, config, bench.folder, bench.events,
-        checkpoint_seconds=bench.checkpoint_seconds,
+        checkpoint_seconds=bench.checkpoint_seconds, workers=bench.workers,
     )  # fmt: skip
     bench.events.append("report", stage="sft", text=report.remark, **asdict(report))
     card = child_card("sft", parent, material.hashes, {"sft": asdict(report)})
@@ -165,7 +173,7 @@ CHUNK_BATCH = 192
 
 def rank(bench: Bench, policy: Version, items: Sequence[Item], config: RankConfig) -> list[dict[str, Any]]:
     """Rankings of answers sampled from ``policy`` and written ones; kept as ``rankings.jsonl``."""
-    engine = Engine(bench.load(policy), max_batch=CHUNK_BATCH)
+    engine = bench.engine(bench.load(policy))
     rows = materials.rank_answers(engine, items, config, bench.folder, bench.ticker("rank"))
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     atomic.write_text(bench.folder / "rankings.jsonl", text)
@@ -191,7 +199,7 @@ def reward_model(
     as_ids = lambda some: [materials.ranked_ids(model.tokenizer, row) for row in some]
     report = train_reward_model(
         scorer, as_ids(train), as_ids(held), config, bench.folder, bench.events,
-        checkpoint_seconds=bench.checkpoint_seconds,
+        checkpoint_seconds=bench.checkpoint_seconds, workers=bench.workers,
     )  # fmt: skip
     set_normalisation(scorer, held)
     measured = reward_report(scorer, held)
@@ -228,8 +236,9 @@ def ppo(
             parameter.requires_grad_(False)
     prompts = materials.ppo_prompts(items)
     train_ppo(
-        model, prompts, judge, config, bench.folder, bench.events, checkpoint_seconds=bench.checkpoint_seconds
-    )
+        model, prompts, judge, config, bench.folder, bench.events,
+        checkpoint_seconds=bench.checkpoint_seconds, workers=bench.workers,
+    )  # fmt: skip
     card = child_card("ppo", parent, {"prompts": materials.digest([i.id for i in items])}, {})
     if scorer is not None:
         card.parents.append(scorer.name)
@@ -256,9 +265,9 @@ def measure(
     """Evaluate a version on a split; answers are cached in the workspace by everything that decides them."""
     suite = build_suite(split, config.seed, sizes=config.sizes, assistant=version.card.assistant)
     model = bench.load(version)
-    identity = f"{folder_identity(version.folder)}/{bench.hardware.dtype}/{bench.hardware.threads}"
+    identity = f"{folder_identity(version.folder)}/{bench.hardware.arithmetic}"
     return evaluate(
-        Engine(model, max_batch=CHUNK_BATCH),
+        bench.engine(model),
         suite,
         name=version.name,
         identity=identity,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nestling.compute.workers import Workers
 from nestling.errors import DataError
-from nestling.generation.engine import Engine
+from nestling.generation.side_by_side import SideBySide
 from nestling.model.hf_folder import LoadedModel, copy_decoder
 from nestling.model.lora import merge_lora
 from nestling.model.scorer import Scorer
@@ -20,7 +21,7 @@ from nestling.workspace.events import EventLog
 __all__ = ["PPO", "Networks", "PPOConfig", "Prompt", "reward_mix", "train_ppo"]
 
 
-def reward_mix(config: PPOConfig, scorer: Scorer | None) -> RewardMix:
+def reward_mix(config: PPOConfig, scorer: Scorer | None, workers: Workers | None = None) -> RewardMix:
     """The reward the settings ask for: learned score and rules, each with its weight."""
     terms: list[tuple[Term, float]] = [
         (CheckScore(), config.check_weight),
@@ -28,7 +29,8 @@ def reward_mix(config: PPOConfig, scorer: Scorer | None) -> RewardMix:
         (Looping(), -config.looping_penalty),
     ]
     if scorer is not None and config.learned_weight > 0:
-        terms.append((LearnedScore(scorer, config.learned_clip, config.row_tokens), config.learned_weight))
+        learned = LearnedScore(scorer, config.learned_clip, config.row_tokens, workers)
+        terms.append((learned, config.learned_weight))
     return RewardMix(terms)
 
 
@@ -43,6 +45,7 @@ def train_ppo(
     reward: RewardMix | None = None,
     on_step: Callable[[int, int, dict[str, float]], None] | None = None,
     checkpoint_seconds: float = 60.0,
+    workers: Workers | None = None,
 ) -> None:
     """Align ``model`` in place. Its weights at the start are the reference.
 
@@ -61,8 +64,10 @@ def train_ppo(
         for parameter in critic.model.parameters():
             parameter.requires_grad_(True)
     networks = Networks(model, config, critic)
-    engine = Engine(model, max_batch=config.prompts * config.samples)
-    stage = PPO(networks, engine, prompts, reward or reward_mix(config, scorer), config, folder)
+    workers = workers or Workers()
+    engine = SideBySide(model, workers, max_batch=config.prompts * config.samples)
+    mix = reward or reward_mix(config, scorer, workers)
+    stage = PPO(networks, engine, prompts, mix, config, folder, workers)
     fit(
         stage,
         folder,

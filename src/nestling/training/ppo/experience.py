@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nestling.data.packing import pack
+from nestling.data.packing import deal
 from nestling.generation.protocol import Completion
 from nestling.model.rows import Row, pack_answers
 from nestling.objectives.advantages import gae, leave_one_out, whiten
@@ -34,15 +34,17 @@ class Trace:
 
 
 def rows_of(
-    groups: Sequence[Sequence[Completion]], row_tokens: int, device: torch.device
+    groups: Sequence[Sequence[Completion]], row_tokens: int, count: int, device: torch.device
 ) -> Iterator[tuple[list[int], Row]]:
     """Pack groups of answers to one prompt each into rows; yields (indices of the groups, row).
 
-    A prompt lies and is computed once for all its answers.
+    A prompt lies and is computed once for all its answers. Rows are of about equal length and ``count`` of them, or
+    twice, three times as many where they would hold more than about ``row_tokens``.
     """
     parts = [(group[0].prompt_ids, [c.token_ids for c in group]) for group in groups]
     lengths = [len(prompt) + sum(map(len, answers)) for prompt, answers in parts]
-    for indices in pack(lengths, max(row_tokens, *lengths)):
+    rounds = -(-sum(lengths) // (row_tokens * count))
+    for indices in deal(lengths, rounds * count):
         yield indices, pack_answers([parts[i] for i in indices], device)
 
 

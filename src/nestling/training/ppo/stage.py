@@ -10,25 +10,26 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from nestling.compute.workers import Workers
 from nestling.data.packing import epoch_order
 from nestling.errors import TrainingStopped
 from nestling.generation.engine import Engine
 from nestling.generation.protocol import Sampling
 from nestling.generation.sampler import derive_seed
+from nestling.generation.side_by_side import SideBySide
 from nestling.model.rows import Row
 from nestling.objectives.policy import explained_variance, ppo_policy_loss, value_loss
 from nestling.rewards.terms import Attempt, RewardMix
 from nestling.text.messages import Message
 from nestling.training.learner import Learner, Loss
-from nestling.training.optimizer import MasterAdamW
 from nestling.training.ppo.config import PPOConfig
 from nestling.training.ppo.experience import (
     Trace,
@@ -56,18 +57,27 @@ Minibatch = list[tuple[Row, list[int]]]
 """Rows of an update, each with the indices of the answers packed into it."""
 
 
+Computed = TypeVar("Computed")
+
+
+def scored_tokens(networks: Networks, row: Row) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities, the reference's, and values of a row's targets, fp32 [N] each."""
+    logprobs, _, values = networks(row)
+    return logprobs, networks.reference_logprobs(row), values
+
+
 class PPO:
     """The stage: a step is one iteration."""
 
     name = "ppo"
 
     def __init__(
-        self, networks: Networks, engine: Engine, prompts: Sequence[Prompt], reward: RewardMix, config: PPOConfig,
-        folder: Path,
+        self, networks: Networks, engine: Engine | SideBySide, prompts: Sequence[Prompt], reward: RewardMix,
+        config: PPOConfig, folder: Path, workers: Workers | None = None,
     ) -> None:  # fmt: skip
         self.networks, self.engine, self.prompts, self.reward = networks, engine, prompts, reward
         self.config, self.folder = config, folder
-        self.learner = Learner(MasterAdamW(networks.groups()), config.max_grad_norm)
+        self.learner = Learner(networks, networks.groups(), config.max_grad_norm, workers)
         self.device = networks.policy.device
         self.kl_coef = config.kl_coef
         self.silent_iterations = 0
@@ -149,10 +159,13 @@ class PPO:
         k = self.config.samples
         groups = [[a.completion for a in attempts[at : at + k]] for at in range(0, len(attempts), k)]
         order = epoch_order(len(groups), derive_seed(self.config.seed, step), 0)
+        count = self.learner.workers.count
         return [
             [
                 (row, [part[i] * k + sample for i in chosen for sample in range(k)])
-                for chosen, row in rows_of([groups[i] for i in part], self.config.row_tokens, self.device)
+                for chosen, row in rows_of(
+                    [groups[i] for i in part], self.config.row_tokens, count, self.device
+                )
             ]
             for part in split_evenly(order, self.config.minibatches)
         ]
@@ -165,9 +178,8 @@ class PPO:
         scores, terms = self.reward(attempts)
         merits = against_siblings(scores, self.config.samples)
         traces: list[Trace | None] = [None] * len(attempts)
-        for row, indices in (pair for minibatch in minibatches for pair in minibatch):
-            logprobs, _, values = self.networks(row)
-            parts = [t.split(row.counts) for t in (logprobs, self.networks.reference_logprobs(row), values)]
+        for row, indices, tensors in self.computed(minibatches, scored_tokens):
+            parts = [t.split(row.counts) for t in tensors]
             for index, own, reference, value in zip(indices, *parts, strict=True):
                 completion = attempts[index].completion
                 rewards = token_rewards(merits[index], own, reference, self.kl_coef)
@@ -181,17 +193,29 @@ class PPO:
         means = {f"reward/{name}": sum(values) / len(values) for name, values in terms.items()}
         return finished, means | {"reward/total": sum(scores) / len(scores)}
 
+    def computed(
+        self, minibatches: Sequence[Minibatch], compute: Callable[[Networks, Row], Computed]
+    ) -> Iterator[tuple[Row, list[int], Computed]]:
+        """``compute`` on every row, by the worker and in the way that will update on it."""
+        networks, learner = self.learner.networks, self.learner
+        for minibatch in minibatches:
+            found = learner.workers.map(lambda worker, pair: compute(networks[worker], pair[0]), minibatch)
+            for (row, indices), value in zip(minibatch, found, strict=True):
+                yield row, indices, value
+
     @torch.no_grad()
     def warm_up_critic(self) -> None:
         """Fit the value head to the returns of the unmoved policy before it is believed."""
         features, returns = [], []
+        read = lambda networks, row: networks.value_features(
+            row, networks.policy(row.ids, row.layout)[row.predictors]
+        )
         for batch in range(self.config.critic_warmup):
             attempts, _ = self.roll_out(-1 - batch)
             minibatches = self.partition(attempts, -1 - batch)
             traces, _ = self.evaluate(attempts, minibatches)
-            for row, indices in (pair for minibatch in minibatches for pair in minibatch):
-                hidden = self.networks.policy(row.ids, row.layout)[row.predictors]
-                features.append(self.networks.value_features(row, hidden).float())
+            for _, indices, read_by_head in self.computed(minibatches, read):
+                features.append(read_by_head.float())
                 # The discounted sum of what follows: no critic has a say in its own targets yet.
                 returns += [discounted(traces[i].rewards, self.config.gamma) for i in indices]
         self.networks.value_head.fit(torch.cat(features), torch.cat(returns))
@@ -213,11 +237,11 @@ class PPO:
                     return self.summary(history, stopped=True)
         return self.summary(history, stopped=False)
 
-    def loss(self, batch: tuple[Row, list[Trace]]) -> Loss:
+    def loss(self, networks: Networks, batch: tuple[Row, list[Trace]]) -> Loss:
         """Clipped policy loss plus weighted value loss, summed over the row's tokens."""
         row, traces = batch
         old, returns = joined(traces, "logprobs"), joined(traces, "returns")
-        logprobs, entropy, values = self.networks(row)
+        logprobs, entropy, values = networks(row)
         policy, clipped = ppo_policy_loss(
             logprobs, old, joined(traces, "advantages"), self.config.clip, self.config.dual_clip
         )
