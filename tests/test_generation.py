@@ -16,6 +16,7 @@ from nestling.generation.engine import Engine
 from nestling.generation.protocol import Completion, Request, Sampling
 from nestling.generation.stops import StopScanner
 from nestling.model.layout import PackedLayout
+from nestling.model.lora import add_lora, merge_lora
 from tiny import tiny_model
 
 
@@ -74,6 +75,20 @@ def test_greedy_follows_an_update_of_the_weights() -> None:
     after = engine.generate([REQUESTS[0]])[0]
     assert after.token_ids != before.token_ids
     assert after == Engine(model).generate([REQUESTS[0]])[0]
+
+
+def test_answers_are_those_of_a_model_with_adapters() -> None:
+    model = tiny_model(dtype=torch.bfloat16)
+    add_lora(model.decoder.model, rank=4, alpha=8)
+    plain = Engine(model).generate([ask("red", temperature=0, max_tokens=8)])[0]
+    with torch.no_grad():
+        for name, parameter in model.decoder.named_parameters():
+            if "lora_b" in name:
+                parameter.normal_(std=0.3)
+    adapted = Engine(model).generate([ask("red", temperature=0, max_tokens=8)])[0]
+    merge_lora(model.decoder)
+    merged = Engine(model).generate([ask("red", temperature=0, max_tokens=8)])[0]
+    assert adapted.token_ids == merged.token_ids != plain.token_ids
 
 
 def test_the_end_token_ends_and_is_reported_but_not_shown() -> None:

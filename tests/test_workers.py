@@ -26,7 +26,7 @@ from nestling.training.learner import Learner, Loss
 from nestling.training.optimizer import ParameterGroup
 from nestling.training.reward_model import RewardModelConfig, train_reward_model
 from nestling.training.settings import LoRAConfig
-from nestling.training.sft import SFTConfig, sample_loss, train_sft, trainable
+from nestling.training.sft import SFT, SFTConfig, sample_loss, train_sft, trainable
 from nestling.workspace.events import EventLog
 from test_text_support import user
 from test_training import CPU, assert_equal, rankings, samples_of, weights
@@ -116,9 +116,24 @@ def test_a_row_that_fails_stops_the_update_and_leaves_the_weights(failing: int) 
     with pytest.raises(MemoryError):
         learner.update(rows, 10, loss, 1.0)
     assert_equal(before, weights(model))
+    count = sum(len(row.targets) for row in rows)
+    again = learner.update(rows, count, sample_loss, 1.0)  # nothing of the failed one is left
+    other = tiny_model()
+    alone = Learner(other.decoder, [ParameterGroup(trainable(other.decoder), 1e-3)])
+    assert again == alone.update(rows, count, sample_loss, 1.0)
+    assert_equal(weights(model), weights(other))
 
 
-@pytest.mark.parametrize("settings", [{}, {"lora": LoRAConfig(rank=4)}], ids=["full", "adapters"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"lora": LoRAConfig(rank=4)},
+        {"interpolation": 0.5},
+        {"lora": LoRAConfig(rank=4), "interpolation": 0.5},
+    ],
+    ids=["full", "adapters", "half way", "half of the adapters"],
+)
 def test_fine_tuning_by_two_ends_where_fine_tuning_by_one_does(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -131,8 +146,10 @@ def test_fine_tuning_by_two_ends_where_fine_tuning_by_one_does(
         report = train_sft(
             model, samples[:16], samples[16:], config, folder, EventLog(folder / "e"), workers=workers
         )
-        losses.append(report.best_loss)
-    assert losses[1] == pytest.approx(losses[0], rel=2e-3) and losses[0] < report.first_loss - 0.1
+        check = SFT(model.decoder, samples[:16], samples[16:], SFTConfig(), tmp_path)
+        assert report.loss == pytest.approx(check.validate()["validation_loss"], abs=1e-5)
+        losses.append((report.best_loss, report.loss))
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3) and losses[0][0] < report.first_loss - 0.1
 
 
 def test_a_reward_model_is_trained_by_two(tmp_path: Path) -> None:

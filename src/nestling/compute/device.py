@@ -53,13 +53,17 @@ def detect(dtype: DTypeName = "auto", threads: int = 0, workers: int = 0) -> Har
     """Choose device, dtype, threads and workers for this machine; explicit values win.
 
     Raises:
-        ConfigError: more workers than threads.
+        ConfigError: more workers than threads, or several on an accelerator.
     """
     threads = threads or physical_cores()
     if workers > threads:
-        raise ConfigError(f"{workers} workers cannot share {threads} threads.", where="workers")
+        raise ConfigError(f"{workers} workers cannot share {threads} threads.", where="hardware.workers")
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device != "cpu" and workers > 1:  # one thread of autograd serves a device, and would wait for itself
+        raise ConfigError(
+            f"several workers need a CPU, not {device}.", where="hardware.workers", remedy="Leave it out."
+        )
     if not workers:
         workers = 2 if device == "cpu" and threads % 2 == 0 else 1  # more than two were never measured
     return Hardware(device, faster_dtype(device) if dtype == "auto" else dtype, threads, workers)

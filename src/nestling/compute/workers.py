@@ -58,8 +58,10 @@ class Workers:
                 return done
 
         self.stopping.clear()
-        futures = [self._pool.submit(share, worker) for worker in range(min(self.count, len(items)))]
+        futures: list[Future[list[Result]]] = []
         try:
+            for worker in range(min(self.count, len(items))):
+                futures.append(self._pool.submit(share, worker))
             wait(futures, return_when=FIRST_EXCEPTION)
             shares = [future.result() for future in _failed_first(futures)]
         except BaseException:  # Ctrl-C too

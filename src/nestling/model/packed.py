@@ -17,14 +17,16 @@ from torch import Tensor, nn
 
 from nestling.model.decoder import Attend, Attention, Block, Decoder
 from nestling.model.elementwise import rotate
+from nestling.model.lora import LoRALinear
 
 _ROWS = 32  # the layout is chosen for this many rows; it serves any number
 
 
 class PackedLinear:
-    """``nn.Linear`` on a packed matrix, without gradients; several that read the same input become one."""
+    """``nn.Linear`` on a packed matrix, adapters merged, no gradients; several that read the same input become one."""
 
     def __init__(self, *linears: Any) -> None:
+        linears = tuple(x.merged() if isinstance(x, LoRALinear) else x for x in linears)
         weights, biases = [x.weight.detach() for x in linears], [x.bias for x in linears]
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)

@@ -84,7 +84,12 @@ class Learner(Generic[Network]):
             return {"loss": (loss.total.item(), loss.count), **loss.metrics}
 
         sums: dict[str, tuple[float, float]] = {}
-        for metrics in self.workers.map(backward, list(enumerate(batches))):
+        try:
+            found = self.workers.map(backward, list(enumerate(batches)))
+        except BaseException:
+            self.optimizer.zero_grad()  # what some rows have left
+            raise
+        for metrics in found:
             for name, (total, number) in metrics.items():
                 before = sums.get(name, (0.0, 0.0))
                 sums[name] = (before[0] + total, before[1] + number)

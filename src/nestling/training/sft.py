@@ -101,6 +101,7 @@ def train_sft(
     report = run_plan(stage, too_long, folder, events, device, on_step, checkpoint_seconds)
     if config.lora:
         merge_lora(model.decoder, config.interpolation)
+        stage.learner.networks = [model.decoder] * len(stage.learner.networks)  # the others are not merged
     elif config.interpolation < 1:
         stage.best.restore(config.interpolation)
     if config.interpolation == 1:
