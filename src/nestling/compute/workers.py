@@ -63,17 +63,12 @@ class Workers:
             for worker in range(min(self.count, len(items))):
                 futures.append(self._pool.submit(share, worker))
             wait(futures, return_when=FIRST_EXCEPTION)
-            shares = [future.result() for future in _failed_first(futures)]
-        except BaseException:  # Ctrl-C too
+            for future in futures:
+                if future.done():
+                    future.result()  # raises what one has raised, without waiting for the others
+            shares = [future.result() for future in futures]
+        except BaseException:  # Ctrl-C too: nobody may go on alone
             self.stopping.set()
             wait(futures)
             raise
         return [shares[i % self.count][i // self.count] for i in range(len(items))]
-
-
-def _failed_first(futures: list[Future[list[Result]]]) -> list[Future[list[Result]]]:
-    """The futures as they are; raises what one of them has raised before waiting for another."""
-    for future in futures:
-        if future.done():
-            future.result()
-    return futures

@@ -86,8 +86,8 @@ class Learner(Generic[Network]):
         sums: dict[str, tuple[float, float]] = {}
         try:
             found = self.workers.map(backward, list(enumerate(batches)))
-        except BaseException:
-            self.optimizer.zero_grad()  # what some rows have left
+        except BaseException:  # Ctrl-C too: what some rows have left must not enter another update
+            self.optimizer.zero_grad()
             raise
         for metrics in found:
             for name, (total, number) in metrics.items():
