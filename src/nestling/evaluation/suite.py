@@ -23,10 +23,11 @@ ABOUT_FACTS = ("premise_false", "premise_true", "mistake", "hold_truth")
 """Behaviours that make sense only for facts the base knows."""
 
 _SIZES: dict[str, int] = {"gate": 150, "test": 300}
-# Of the prompts about facts, those about facts that the base does not know will not count. Which simple facts are
-# answered rightly changes most from one training to another: twice the questions tell chance from loss.
+# Of the prompts about facts, those about facts that the base does not know will not count. Which simple facts and which
+# everyday requests are answered rightly changes most from one training to another: twice the prompts tell chance from
+# loss.
 _MORE: dict[str, dict[str, int]] = {
-    "gate": dict.fromkeys(ABOUT_FACTS, 220) | {"facts": 300},
+    "gate": dict.fromkeys(ABOUT_FACTS, 220) | {"facts": 300, "everyday": 300},
     "test": dict.fromkeys(ABOUT_FACTS, 470),
 }
 
@@ -67,8 +68,9 @@ def build_suite(
 
     Args:
         behaviours: their names; None means all.
-        sizes: prompts by behaviour. Elsewhere 150 in the gate split and 300 in the test split (220 and 470
-            for each behaviour about facts, 300 simple facts); one without a table is asked every distinct prompt.
+        sizes: prompts by behaviour. Elsewhere 150 in the gate split (220 for each behaviour about facts, 300 simple
+            facts and everyday requests) and 300 in the test split (470 for each behaviour about facts); one without a
+            table is asked every distinct prompt.
         assistant: the name the assistant goes by.
         curriculum: other content than the packaged one.
 
