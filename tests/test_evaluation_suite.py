@@ -15,6 +15,7 @@ import pytest
 from nestling.checks import Answer
 from nestling.data.curriculum import Curriculum, load
 from nestling.errors import ConfigError, DataError, ModelError
+from nestling.evaluation import answers
 from nestling.evaluation.answers import GREEDY, ask, folder_identity
 from nestling.evaluation.evaluate import evaluate
 from nestling.evaluation.measures import measures_of
@@ -171,22 +172,27 @@ class TestAnswers:
             sampling=SHORT,
             progress=lambda *p: seen.append(p),
         )
-        assert seen[-1] == (len(suite.items), len(suite.items)) and len(seen) > 3
+        assert seen[-1] == (len(suite.items), len(suite.items))
+        assert [done for done, _ in seen[:-1]] == list(range(32, len(suite.items), 32))
         other = Engine(tiny_model(seed=1))
         assert ask(other, suite.items, identity="a", cache=tmp_path / "c", sampling=SHORT) == first
         assert ask(other, suite.items, identity="b", cache=tmp_path / "c", sampling=SHORT) != first
 
-    def test_killed_and_resumed_gives_the_same_answers(self, curriculum: Curriculum, tmp_path: Path) -> None:
+    def test_killed_and_resumed_gives_the_same_answers(
+        self, curriculum: Curriculum, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(answers, "CHUNK", 64)
         code = (
             "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
             "from tiny import tiny_model\n"
             "from nestling.data.curriculum import load\n"
-            "from nestling.evaluation.answers import ask\n"
+            "from nestling.evaluation import answers\n"
+            "answers.CHUNK = 64\n"
             "from nestling.evaluation.suite import build_suite\n"
             "from nestling.generation.engine import Engine\n"
             "from nestling.generation.protocol import Sampling\n"
             "suite = build_suite('gate', curriculum=load(Path(sys.argv[2])))\n"
-            "ask(Engine(tiny_model()), suite.items, identity='m', cache=Path(sys.argv[3]),\n"
+            "answers.ask(Engine(tiny_model()), suite.items, identity='m', cache=Path(sys.argv[3]),\n"
             "    sampling=Sampling(temperature=0.0, max_tokens=8))\n"
         )
         cache = tmp_path / "cache"

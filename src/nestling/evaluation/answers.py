@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ from nestling.generation.protocol import Generator, Request, Sampling
 from nestling.workspace import Tick, atomic
 
 GREEDY = Sampling(temperature=0.0, max_tokens=96)
-CHUNK = 256
+CHUNK = 1024
+"""Prompts asked in one go. Towards the end of each, ever fewer answers are left to compute side by side: the gate's
+prompts took 64 s in one go and 97 s behaviour by behaviour (six behaviours, means of base and fine-tuned model)."""
+TOLD_EVERY = 32
 
 _MODEL_FILES = (
     "config.json",
@@ -39,27 +42,33 @@ def ask(
 ) -> list[Answer]:
     """Answer every item, in order.
 
-    A chunk holds up to 256 prompts of one behaviour and is generated as one call, so that an evaluation which
-    was killed and resumed answers in the same batches, and to the same words, as one that was not. Its
-    answers are kept under the SHA-256 of identity, sampling and prompts: they come back even when checks or
-    other behaviours change.
+    A chunk is generated as one call, so that an evaluation which was killed and resumed answers in the same
+    batches, and to the same words, as one that was not. Its answers are kept under the SHA-256 of identity, sampling
+    and prompts: they come back even when checks change.
 
     Args:
         identity: names everything that decides the answers: weights, tokenizer, and the dtype and threads
             they are computed with. See ``folder_identity``.
         cache: folder of the kept chunks.
-        progress: called with (answered, all) after each chunk.
+        progress: called with (answered, all) now and then.
 
     Raises:
         RequestError: a prompt does not fit the model's context.
         EndpointError: the endpoint failed.
     """
     answers: list[Answer] = []
-    for chunk in _chunks(items):
+    for start in range(0, len(items), CHUNK):
+        chunk = items[start : start + CHUNK]
         key = ["answers 1", identity, asdict(sampling), [list(item.messages) for item in chunk]]
+        numbers = itertools.count(start + 1)
 
-        def generate(chunk: list[Item] = chunk) -> list[dict[str, Any]]:
-            completions = generator.generate([Request(item.messages, sampling) for item in chunk])
+        def tell(numbers: Iterator[int] = numbers) -> None:
+            number = next(numbers)
+            if progress and number % TOLD_EVERY == 0:
+                progress(number, len(items))
+
+        def generate(chunk: Sequence[Item] = chunk, tell: Callable[[], None] = tell) -> list[dict[str, Any]]:
+            completions = generator.generate([Request(item.messages, sampling) for item in chunk], tell)
             return [{"text": c.text, "finished": c.finished} for c in completions]
 
         kept = remembered(cache, key, generate)
@@ -67,13 +76,6 @@ def ask(
         if progress:
             progress(len(answers), len(items))
     return answers
-
-
-def _chunks(items: Sequence[Item]) -> Iterator[list[Item]]:
-    for _, group in groupby(items, key=lambda item: item.behaviour):
-        members = list(group)
-        for start in range(0, len(members), CHUNK):
-            yield members[start : start + CHUNK]
 
 
 def remembered(cache: Path, key: Any, compute: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 
 from nestling.errors import EndpointError
-from nestling.generation.protocol import Chunk, Completion, FinishReason, Request
+from nestling.generation.protocol import Chunk, Completion, FinishReason, Request, nothing
 
 _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
@@ -40,14 +40,22 @@ class Endpoint:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(headers=headers, timeout=timeout)
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Answer all requests, in their order.
+    def generate(
+        self, requests: Sequence[Request], answered: Callable[[], object] = nothing
+    ) -> list[Completion]:
+        """Answer all requests, in their order; ``answered`` is called as each is, by whatever thread answers.
 
         Raises:
             EndpointError: the server cannot be reached, refuses, or answers in another shape.
         """
+
+        def complete(request: Request) -> Completion:
+            completion = self._complete(request)
+            answered()
+            return completion
+
         with ThreadPoolExecutor(self.concurrency) as pool:
-            return list(pool.map(self._complete, requests))
+            return list(pool.map(complete, requests))
 
     def stream(self, request: Request) -> Iterator[Chunk]:
         """Answer one request piece by piece; closing the iterator closes the connection."""

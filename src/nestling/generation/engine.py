@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nestling.errors import RequestError
 from nestling.generation import sampler
-from nestling.generation.protocol import Chunk, Completion, FinishReason, Request, Sampling
+from nestling.generation.protocol import Chunk, Completion, FinishReason, Request, Sampling, nothing
 from nestling.generation.stops import StopScanner
 from nestling.model.decoder import Attend, Decoder
 from nestling.model.hf_folder import LoadedModel
@@ -156,10 +156,12 @@ class Engine:
         ids = [sequence.ids[-1] for sequence in self._running]
         return self._advance(range(len(self._running)), self._forward(ids, self._cache.decode()))
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Answer all requests, in their order."""
+    def generate(
+        self, requests: Sequence[Request], answered: Callable[[], object] = nothing
+    ) -> list[Completion]:
+        """Answer all requests, in their order; ``answered`` is called as each is."""
         tickets = [self.submit(request) for request in requests]
-        return self.drain(tickets)
+        return self.drain(tickets, answered)
 
     def generate_ids(
         self, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling]
@@ -180,13 +182,17 @@ class Engine:
         finally:
             self.cancel(ticket)
 
-    def drain(self, tickets: Sequence[int], stopped: Callable[[], bool] = lambda: False) -> list[Completion]:
+    def drain(
+        self, tickets: Sequence[int], answered: Callable[[], object] = nothing,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> list[Completion]:  # fmt: skip
         """Step until all of ``tickets`` have ended; gives up, with what there is, when ``stopped``."""
         done: dict[int, Completion] = {}
         while len(done) < len(tickets) and not stopped():
             for event in self.step():
                 if event.completion is not None:
                     done[event.ticket] = event.completion
+                    answered()
         return [done[ticket] for ticket in tickets if ticket in done]
 
     def _admit(self) -> list[_Sequence]:

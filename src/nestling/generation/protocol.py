@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -68,11 +68,17 @@ class Chunk:
     completion: Completion | None = None
 
 
+def nothing() -> None:
+    """Nobody wants to know."""
+
+
 class Generator(Protocol):
     """Answers requests. Implemented by ``generation.engine.Engine`` and ``generation.endpoint.Endpoint``."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Answer all requests, in their order."""
+    def generate(
+        self, requests: Sequence[Request], answered: Callable[[], object] = nothing
+    ) -> list[Completion]:
+        """Answer all requests, in their order; ``answered`` is called as each is, by whatever thread answers."""
         ...
 
     def stream(self, request: Request) -> Iterator[Chunk]:

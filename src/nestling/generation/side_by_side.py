@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from nestling.compute.workers import Workers
 from nestling.generation.engine import Engine
-from nestling.generation.protocol import Chunk, Completion, Request, Sampling
+from nestling.generation.protocol import Chunk, Completion, Request, Sampling, nothing
 from nestling.model.hf_folder import LoadedModel
 from nestling.model.packed import InferenceNetwork
 
@@ -29,14 +29,17 @@ class SideBySide:
         network, each = InferenceNetwork(model.decoder), -(-max_batch // workers.count)
         self._engines = [Engine(model, max_batch=each, network=network) for _ in range(workers.count)]
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Answer all requests, in their order."""
+    def generate(
+        self, requests: Sequence[Request], answered: Callable[[], object] = nothing
+    ) -> list[Completion]:
+        """Answer all requests, in their order; ``answered`` is called as each is, by whatever thread answers."""
         prompts = [self.tokenizer.render_prompt(request.messages) for request in requests]
-        return self.generate_ids(prompts, [request.sampling for request in requests])
+        return self.generate_ids(prompts, [request.sampling for request in requests], answered)
 
     def generate_ids(
-        self, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling]
-    ) -> list[Completion]:
+        self, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling],
+        answered: Callable[[], object] = nothing,
+    ) -> list[Completion]:  # fmt: skip
         """Answer prompts that are already token ids, each with its own sampling."""
         runs = [
             list(run) for _, run in itertools.groupby(range(len(prompts)), key=lambda i: list(prompts[i]))
@@ -48,13 +51,13 @@ class SideBySide:
             engine = self._engines[worker]
             try:
                 tickets = [engine.submit_ids(prompts[index], sampling[index]) for index in share]
-                return engine.drain(tickets, self._workers.stopping.is_set)
+                return engine.drain(tickets, answered, self._workers.stopping.is_set)
             finally:
                 engine.cancel_all()  # what is left when another worker failed
 
-        answered = self._workers.map(answer, shares)
+        shared_out = self._workers.map(answer, shares)
         flat = itertools.chain.from_iterable
-        completions = dict(zip(flat(shares), flat(answered), strict=True))
+        completions = dict(zip(flat(shares), flat(shared_out), strict=True))
         return [completions[index] for index in range(len(prompts))]
 
     def stream(self, request: Request) -> Iterator[Chunk]:

@@ -28,7 +28,8 @@ from nestling.training.reward_model import RankedIds
 from nestling.workflow.recipe import DataConfig, RankConfig, Recipe, check_behaviours, file_digest
 from nestling.workspace import Tick, atomic
 
-CHUNK = 64
+CHUNK = 256
+"""Prompts answered in one go and kept: the fewer goes, the fewer of their slow ends (``evaluation.answers``)."""
 
 
 def chunked_rows(
@@ -41,11 +42,12 @@ def chunked_rows(
     """
     rows: list[dict[str, Any]] = []
     for first in range(0, count, CHUNK):
-        path = folder / f"{name}-{first:06d}.json"
+        last = min(first + CHUNK, count)
+        path = folder / f"{name}-{first:06d}-{last:06d}.json"
         if not path.exists():
-            atomic.write_json(path, make(first, min(first + CHUNK, count)))
+            atomic.write_json(path, make(first, last))
         rows += json.loads(path.read_text("utf-8"))
-        report(min(first + CHUNK, count), count)
+        report(last, count)
     return rows
 
 
