@@ -20,6 +20,8 @@ _MALLOC = {
     "glibc.malloc.mmap_max": "0",
     "glibc.malloc.trim_threshold": str(1 << 40),
     "glibc.malloc.hugetlb": "1",
+    # One heap for all threads: what one worker has given back, the other can use (PPO's peak 5.5 instead of 5.9 GiB).
+    "glibc.malloc.arena_max": "1",
 }
 
 

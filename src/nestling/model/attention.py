@@ -1,8 +1,8 @@
 """Causal grouped-query attention of packed rows, with a backward pass for CPUs.
 
 PyTorch's fused kernel is right for accelerators and for inference. On a CPU its bf16 backward runs at a few per cent of
-the machine's matrix-product rate; the one here is plain batched products, recomputes the probabilities, and keeps only
-queries, keys and values.
+the machine's matrix-product rate; the one here is plain batched products. It keeps queries, keys and values, and the
+probabilities of short sequences; those of long ones would be most of the memory and are computed again.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+KEEP_UP_TO = 128
+"""Tokens of a sequence up to which its probabilities are kept: they then take less room than a layer's other half."""
 
 
 @dataclass(frozen=True)
@@ -68,25 +71,27 @@ def row_attention(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> Tens
 class _RowAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences) -> Tensor:
-        ctx.save_for_backward(q, k, v)
-        ctx.sequences = sequences
-        parts = []
+        parts, kept = [], []
         for bucket in sequences.buckets:
             queries, keys, values = (_by_kv_head(t, bucket.gather, k.shape[1]) for t in (q, k, v))
-            out = torch.bmm(_probabilities(queries, keys), values)
-            parts.append(_by_token(out, bucket.gather, q.shape[1]))
+            p = _probabilities(queries, keys)
+            parts.append(_by_token(torch.bmm(p, values), bucket.gather, q.shape[1]))
+            kept.append(p if bucket.gather.shape[1] <= KEEP_UP_TO else p.new_empty(0))
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.sequences = sequences
         return torch.cat(parts).index_select(0, sequences.owner).view(q.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v = ctx.saved_tensors
+        q, k, v, *kept = ctx.saved_tensors
         sequences: Sequences = ctx.sequences
         kv_heads, scale = k.shape[1], q.shape[-1] ** -0.5
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        for bucket in sequences.buckets:
+        for bucket, p in zip(sequences.buckets, kept, strict=True):
             queries, keys, values = (_by_kv_head(t, bucket.gather, kv_heads) for t in (q, k, v))
             grad = _by_kv_head(grads[0], bucket.gather, kv_heads, blank=bucket.unread)
-            p = _probabilities(queries, keys)
+            if not p.numel():
+                p = _probabilities(queries, keys)
             grad_v = torch.bmm(p.transpose(1, 2), grad)
             slope = torch.bmm(grad, values.transpose(1, 2))
             slope = torch._softmax_backward_data(slope, p, -1, p.dtype).mul_(scale)

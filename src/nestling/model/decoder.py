@@ -11,11 +11,10 @@ import math
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nestling.model.config import ModelConfig
-from nestling.model.elementwise import rms_norm, rotate
+from nestling.model.elementwise import gated, rms_norm, rotate
 
 
 class Attend(Protocol):
@@ -100,7 +99,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(inner, size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
 
 
 class Block(nn.Module):

@@ -1,8 +1,9 @@
-"""RMSNorm and rotary positions with backward passes written out.
+"""RMSNorm, rotary positions and the gated activation, with backward passes written out.
 
-Both are bound by memory, not arithmetic: what counts is how often the activations are read and what is kept for the
-backward pass. At [2040, 576] in bf16 on two CPU cores, RMSNorm forward and backward takes 5.2 ms, PyTorch's 6.8; and
-it keeps bf16 where autograd keeps fp32. The forward formulas are the same with and without gradients.
+They are bound by memory and by conversions between formats, not by arithmetic: what counts is how often activations
+are read and what is kept for the backward pass. Operations that mix bf16 and fp32 are the slowest of all, as they
+convert value by value: what needs fp32 is converted once, worked on in place, and rounded once. The forward formulas
+are the same with and without gradients.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -32,12 +34,20 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return _rotated(x, cos, sin)
 
 
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up (Shazeer 2020), keeping no more than its arguments for the backward pass."""
+    if torch.is_grad_enabled():
+        out: Tensor = _Gated.apply(gate, up)
+        return out
+    return F.silu(gate).mul_(up)
+
+
 def _normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x at unit root mean square, in x's dtype, and the fp32 factor [..., 1] that took it there."""
-    precise = torch.promote_types(x.dtype, torch.float32)
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
+    """x at unit root mean square, in x's dtype, and the factor [..., 1] in fp32 or better that took it there."""
+    precise = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
+    length = torch.linalg.vector_norm(precise, dim=-1, keepdim=True)
     factor = torch.rsqrt(length.square() / x.shape[-1] + eps)
-    return (x * factor).to(x.dtype), factor
+    return precise.mul_(factor).to(x.dtype), factor
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -49,14 +59,28 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor | None, None]:
-        unit, factor, weight = ctx.saved_tensors
-        grad = grads[0]
-        along = grad * weight
+        kept, factor, weight = ctx.saved_tensors
+        unit, along = kept.to(factor.dtype), grads[0].to(factor.dtype, copy=True)
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = (along * unit).flatten(0, -2).sum(0).to(weight.dtype)
+        along.mul_(weight)
         # d x = factor * (along - unit * mean(along * unit)): what lengthens x changes nothing.
-        mean = (along * unit).mean(-1, keepdim=True)
-        grad_x = (torch.addcmul(along, unit, mean, value=-1) * factor).to(grad.dtype)
-        grad_weight = (grad * unit).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_weight, None
+        mean = torch.linalg.vecdot(along, unit).unsqueeze(-1).div_(unit.shape[-1])
+        return along.addcmul_(unit, mean, value=-1).mul_(factor).to(kept.dtype), grad_weight, None
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        grad_gate = torch.ops.aten.silu_backward(grads[0] * up, gate)
+        return grad_gate, F.silu(gate).mul_(grads[0])
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
