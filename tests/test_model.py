@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from nestling.errors import ModelError
+from nestling.model import attention
 from nestling.model.config import ModelConfig
 from nestling.model.decoder import Decoder, initialise
-from nestling.model.elementwise import rms_norm, rotate
+from nestling.model.elementwise import gated, rms_norm, rotate
 from nestling.model.heads import ScalarHead
 from nestling.model.hf_folder import copy_decoder, load_model, save_model
 from nestling.model.kv_cache import KVCache
@@ -217,6 +218,33 @@ def test_our_norm_and_rotation_have_the_gradients_of_autograd(dtype: torch.dtype
     tolerance = 1e-6 if dtype == torch.float64 else 0.06
     assert torch.allclose(x.grad.double(), a.grad, atol=tolerance, rtol=tolerance)
     assert torch.allclose(weight.grad.double(), w.grad, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_gated_activation_has_the_result_and_gradients_of_autograd(dtype: torch.dtype) -> None:
+    gate, up = (torch.randn(5, 8, dtype=dtype, requires_grad=True) for _ in range(2))
+    slope = torch.randn(5, 8, dtype=dtype)
+    out = gated(gate, up)
+    (out * slope).sum().backward()
+    with torch.no_grad():
+        assert torch.equal(out, gated(gate, up))
+    a, b = (t.detach().double().requires_grad_() for t in (gate, up))
+    (torch.nn.functional.silu(a) * b * slope.double()).sum().backward()
+    tolerance = 1e-9 if dtype == torch.float64 else 0.06
+    for own, exact in ((gate.grad, a.grad), (up.grad, b.grad)):
+        assert torch.allclose(own.double(), exact, atol=tolerance, rtol=tolerance)
+
+
+def test_probabilities_kept_or_computed_again_give_the_same_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ids, found = torch.arange(10, 50), []
+    for limit in (0, 1000):
+        monkeypatch.setattr(attention, "KEEP_UP_TO", limit)
+        decoder = tiny_model().decoder
+        logits(decoder, ids, 25, 15).square().mean().backward()
+        found.append([p.grad for p in decoder.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=6))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nestling.errors import WorkspaceError
-from nestling.workspace import Card, EventLog, Lock, VersionStore, Workspace, atomic
+from nestling.workspace import Card, EventLog, Lock, VersionStore, Workspace, atomic, counting
 
 
 def start_python(code: str, *arguments: str) -> subprocess.Popen[str]:
@@ -251,3 +252,12 @@ def test_workspace_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert workspace.run_folder("quickstart") == tmp_path / "nest" / "runs" / "quickstart"
     with pytest.raises(WorkspaceError):
         workspace.run_folder("../etc")
+
+
+def test_counting_tells_every_32nd_thing_from_any_thread() -> None:
+    seen: list[tuple[int, int]] = []
+    count = counting(lambda done, total: seen.append((done, total)), 10, 200, parts=3)
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(190 * 3):
+            pool.submit(count)
+    assert seen == [(number, 200) for number in range(32, 200, 32)]

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nestling.checks import Answer
 from nestling.data.curriculum import Item
 from nestling.errors import ModelError
-from nestling.generation.protocol import Generator, Request, Sampling
-from nestling.workspace import Tick, atomic
+from nestling.generation.protocol import Generator, Request, Sampling, nothing
+from nestling.workspace import Tick, atomic, counting
 
 GREEDY = Sampling(temperature=0.0, max_tokens=96)
 CHUNK = 1024
 """Prompts asked in one go. Towards the end of each, ever fewer answers are left to compute side by side: the gate's
 prompts took 64 s in one go and 97 s behaviour by behaviour (six behaviours, means of base and fine-tuned model)."""
-TOLD_EVERY = 32
 
 _MODEL_FILES = (
     "config.json",
@@ -59,23 +58,21 @@ def ask(
     answers: list[Answer] = []
     for start in range(0, len(items), CHUNK):
         chunk = items[start : start + CHUNK]
-        key = ["answers 1", identity, asdict(sampling), [list(item.messages) for item in chunk]]
-        numbers = itertools.count(start + 1)
-
-        def tell(numbers: Iterator[int] = numbers) -> None:
-            number = next(numbers)
-            if progress and number % TOLD_EVERY == 0:
-                progress(number, len(items))
-
-        def generate(chunk: Sequence[Item] = chunk, tell: Callable[[], None] = tell) -> list[dict[str, Any]]:
-            completions = generator.generate([Request(item.messages, sampling) for item in chunk], tell)
-            return [{"text": c.text, "finished": c.finished} for c in completions]
-
-        kept = remembered(cache, key, generate)
+        # Counted up when the arithmetic changes: other last bits are other words.
+        key = ["answers 2", identity, asdict(sampling), [list(item.messages) for item in chunk]]
+        answered = counting(progress, start, len(items)) if progress else nothing
+        kept = remembered(cache, key, partial(_generate, generator, chunk, sampling, answered))
         answers += [Answer(i.messages, k["text"], k["finished"]) for i, k in zip(chunk, kept, strict=True)]
         if progress:
             progress(len(answers), len(items))
     return answers
+
+
+def _generate(
+    generator: Generator, chunk: Sequence[Item], sampling: Sampling, answered: Callable[[], object]
+) -> list[dict[str, Any]]:
+    completions = generator.generate([Request(item.messages, sampling) for item in chunk], answered)
+    return [{"text": c.text, "finished": c.finished} for c in completions]
 
 
 def remembered(cache: Path, key: Any, compute: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -55,9 +55,9 @@ class SideBySide:
             finally:
                 engine.cancel_all()  # what is left when another worker failed
 
-        shared_out = self._workers.map(answer, shares)
+        found = self._workers.map(answer, shares)
         flat = itertools.chain.from_iterable
-        completions = dict(zip(flat(shares), flat(shared_out), strict=True))
+        completions = dict(zip(flat(shares), flat(found), strict=True))
         return [completions[index] for index in range(len(prompts))]
 
     def stream(self, request: Request) -> Iterator[Chunk]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 KEEP_UP_TO = 128
-"""Tokens of a sequence up to which its probabilities are kept: they then take less room than a layer's other half."""
+"""Tokens of a sequence up to which its probabilities are kept: nine heads' are then a seventh of what a layer keeps."""
 
 
 @dataclass(frozen=True)

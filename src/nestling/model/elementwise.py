@@ -1,9 +1,9 @@
 """RMSNorm, rotary positions and the gated activation, with backward passes written out.
 
-They are bound by memory and by conversions between formats, not by arithmetic: what counts is how often activations
-are read and what is kept for the backward pass. Operations that mix bf16 and fp32 are the slowest of all, as they
-convert value by value: what needs fp32 is converted once, worked on in place, and rounded once. The forward formulas
-are the same with and without gradients.
+What they cost is arithmetic value by value and conversions between formats, and what counts besides is how much they
+keep for the backward pass. Operations that mix bf16 and fp32 are the slowest of all, as they convert value by value:
+what needs fp32 is converted once, worked on in place, and rounded once. The forward formulas are the same with and
+without gradients.
 """
 
 from __future__ import annotations

@@ -26,26 +26,30 @@ from nestling.text.tokenizer import Tokenizer
 from nestling.training.ppo import Prompt
 from nestling.training.reward_model import RankedIds
 from nestling.workflow.recipe import DataConfig, RankConfig, Recipe, check_behaviours, file_digest
-from nestling.workspace import Tick, atomic
+from nestling.workspace import Tick, atomic, counting
 
 CHUNK = 256
 """Prompts answered in one go and kept: the fewer goes, the fewer of their slow ends (``evaluation.answers``)."""
 
 
+Make = Callable[[int, int, Callable[[], None]], list[dict[str, Any]]]
+
+
 def chunked_rows(
-    folder: Path, name: str, count: int, make: Callable[[int, int], list[dict[str, Any]]], report: Tick
+    folder: Path, name: str, count: int, make: Make, report: Tick, answers: int = 1
 ) -> list[dict[str, Any]]:
     """Rows made in chunks of ``CHUNK`` inputs, each chunk kept on disk as soon as it is whole.
 
     A killed run makes the missing chunks only; as every chunk is always made of the same inputs, the rows come out the
-    same. ``make(first, last)`` makes the rows of inputs first..last.
+    same. ``make(first, last, answered)`` makes the rows of inputs first..last and calls ``answered`` after each of the
+    ``answers`` answers to each of them.
     """
     rows: list[dict[str, Any]] = []
     for first in range(0, count, CHUNK):
         last = min(first + CHUNK, count)
         path = folder / f"{name}-{first:06d}-{last:06d}.json"
         if not path.exists():
-            atomic.write_json(path, make(first, last))
+            atomic.write_json(path, make(first, last, counting(report, first, count, answers)))
         rows += json.loads(path.read_text("utf-8"))
         report(last, count)
     return rows
@@ -61,10 +65,10 @@ def replay(engine: Generator, count: int, max_tokens: int, folder: Path, report:
     """The base's own good answers: greedy, finished, without loops."""
     prompts = replay_prompts()[:count]
 
-    def make(first: int, last: int) -> list[dict[str, Any]]:
+    def make(first: int, last: int, answered: Callable[[], None]) -> list[dict[str, Any]]:
         asked: list[list[Message]] = [[{"role": "user", "content": p}] for p in prompts[first:last]]
         sampling = Sampling(temperature=0, max_tokens=max_tokens)
-        done = engine.generate([Request(messages, sampling) for messages in asked])
+        done = engine.generate([Request(messages, sampling) for messages in asked], answered)
         return [
             {"messages": [*messages, {"role": "assistant", "content": c.text.strip()}]}
             for messages, c in zip(asked, done, strict=True)
@@ -171,7 +175,7 @@ def rank_answers(
     Rows are ``ranking`` rows plus ``utilities`` (what the ranks came from).
     """
 
-    def make(first: int, last: int) -> list[dict[str, Any]]:
+    def make(first: int, last: int, answered: Callable[[], None]) -> list[dict[str, Any]]:
         chosen = items[first:last]
         requests = [
             Request(
@@ -185,10 +189,10 @@ def rank_answers(
             for index, item in enumerate(chosen)
             for k in range(config.samples)
         ]
-        done = iter(engine.generate(requests))
+        done = iter(engine.generate(requests, answered))
         return [ranked(item, [next(done) for _ in range(config.samples)], config) for item in chosen]
 
-    return chunked_rows(folder, "rankings", len(items), make, report)
+    return chunked_rows(folder, "rankings", len(items), make, report, config.samples)
 
 
 def ranked(item: Item, sampled: Sequence[Completion], config: RankConfig) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from nestling.workspace.events import EventLog, Tick
+from nestling.workspace.events import EventLog, Tick, counting
 from nestling.workspace.locks import Lock
 from nestling.workspace.versions import Card, Version, VersionStore, check_name
 
-__all__ = ["Card", "EventLog", "Lock", "Tick", "Version", "VersionStore", "Workspace"]
+__all__ = ["Card", "EventLog", "Lock", "Tick", "Version", "VersionStore", "Workspace", "counting"]
 
 
 class Workspace:

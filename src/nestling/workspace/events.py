@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,28 @@ from nestling.workspace.atomic import readable_errors
 
 Tick = Callable[[int, int], None]
 """Told how far long work is: (done, total)."""
+
+_TOLD_EVERY = 32
+
+
+def counting(tick: Tick, done: int, total: int, parts: int = 1) -> Callable[[], None]:
+    """Something to call when one more thing is done, from any thread; one thread at a time reaches ``tick``.
+
+    Args:
+        tick: told after every 32 things.
+        done: how many were done before.
+        total: how many there are.
+        parts: how many calls make one thing.
+    """
+    lock, calls = threading.Lock(), itertools.count(done * parts + 1)
+
+    def count() -> None:
+        with lock:
+            number, rest = divmod(next(calls), parts)
+            if not rest and number % _TOLD_EVERY == 0:
+                tick(number, total)
+
+    return count
 
 
 class EventLog:
