@@ -58,9 +58,8 @@ def rankings(draw: st.DrawFn) -> Ranking:
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | text, lambda inner: st.lists(inner, max_size=3), max_leaves=4
 )
-checks = st.dictionaries(text, json_values, max_size=2).map(
-    lambda arguments: {"name": "mentions", **arguments}
-)
+check = st.sampled_from([{"name": "mentions", "any": ["Paris", "巴黎"]}, {"name": "sentences", "count": 2}])
+checks = check | st.lists(check, min_size=1, max_size=3).map(lambda parts: {"all": parts})
 pairs = st.tuples(text, text).filter(lambda pair: pair[0] != pair[1])
 rows: st.SearchStrategy[Row] = st.one_of(
     st.builds(Conversation, turns("assistant"), category),
@@ -164,7 +163,10 @@ def test_answers_and_prompts_may_be_text_or_turns() -> None:
         ({**RANKED, "sources": "sft"}, "'sources' must be a list"),
         ({**RANKED, "finished": [True]}, "2 completions but 1 finished"),
         ({**RANKED, "finished": [1, 0]}, "'finished' must be a list of true and false"),
-        ({"prompt": ASK, "check": "mentions"}, "'check' must be an object"),
+        ({"prompt": ASK, "check": "mentions"}, "a check must be an object"),
+        ({"prompt": ASK, "check": {"name": "mentoins"}}, "unknown check 'mentoins'"),
+        ({"prompt": ASK, "check": {"name": "sentences", "count": 0}}, "argument 'count'"),
+        ({"prompt": ASK, "check": {"all": [{"name": "letter_case", "case": "upper"}]}}, "held-out check"),
         (b'{"prompt": "q", "check": {"name": "\\udc00"}}', "half a surrogate pair"),
     ],
 )

@@ -179,6 +179,10 @@ class TestRule:
             with pytest.raises(ConfigError, match="nonsense"):
                 decide(new, old, GateRule.model_validate(bad))
 
+    def test_a_margin_that_is_given_leaves_the_others_as_they_are(self) -> None:
+        rule = GateRule(margins={"refusal": 0.08})
+        assert rule.margins == {"retention": 0.02, "perplexity": 0.05, "refusal": 0.08}
+
     def test_impossible_values_and_unknown_keys_are_refused(self) -> None:
         for bad in (
             {"margin": 2},

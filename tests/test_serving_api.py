@@ -155,7 +155,7 @@ class TestRefusals:
             ({"messages": [{"role": "tool", "content": "x"}]}, "messages"),
             ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
             ({"messages": [*ask(), {"role": "assistant", "content": "x"}]}, "messages"),
-            ({"messages": [*ask(), *ask()]}, "messages"),
+            ({"messages": [*ask(), {"role": "system", "content": "x"}, *ask()]}, "messages"),
             ({"user": ""}, "user"),
             ({"tempreature": 1}, "tempreature"),
         ],

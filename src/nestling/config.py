@@ -12,7 +12,9 @@ from nestling.errors import ConfigError
 class Config(BaseModel):
     """Base of all settings. Fields carry their documentation in ``Field(description=...)``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 C = TypeVar("C", bound=Config)

@@ -35,7 +35,7 @@ json_option = click.option(
     "--json",
     "json_path",
     type=click.Path(path_type=Path),
-    help="Write every prompt, answer and verdict here.",
+    help="Write every figure, prompt, answer and verdict here.",
 )
 html_option = click.option(
     "--html", "html_path", type=click.Path(path_type=Path), help="Write a report page here."
@@ -88,7 +88,7 @@ def _config(prompts: int | None, max_new_tokens: int, seed: int) -> EvaluationCo
 def _write(results: list[Results], json_path: Path | None, html_path: Path | None) -> None:
     Console().print(results_table(results))
     if json_path:
-        results[-1].save(json_path)
+        atomic.write_json(json_path, [result.plain() for result in results])
     if html_path:
         pairs = [compare_results(newer, older) for older, newer in itertools.pairwise(results)]
         write_report(html_path, results, comparisons=pairs, detectors=list(measure_detectors().values()))

@@ -82,17 +82,18 @@ class Call:
         self.recipe: Recipe = recipe.model_copy(update=mine)
         self._hardware = (dtype, threads)
 
-    def bench(self, *more: object) -> Bench:
-        """The bench of this command with these inputs: the same command goes on where it stopped."""
+    @contextmanager
+    def bench(self, *more: object) -> Iterator[Bench]:
+        """The bench of this command with these inputs: the same command goes on where it stopped.
+
+        Other trainings are kept out of the workspace meanwhile, and the terminal is told how it goes.
+        """
         wanted = [self.parent.name, self.recipe.fingerprint, self._hardware, *map(str, more)]
         name = f"{self.section}-{materials.digest(wanted)[:10]}"
-        return Bench.open(self.workspace, name, lambda: choose_hardware(*self._hardware))
-
-    @contextmanager
-    def working(self, bench: Bench) -> Iterator[None]:
-        """Keep other trainings out of the workspace, and tell the terminal how it goes."""
-        with self.workspace.lock("trainer", "the raising of versions"), bench.events.to(Console(stderr=True)):
-            yield
+        with self.workspace.lock("trainer", "the raising of versions"):
+            bench = Bench.open(self.workspace, name, lambda: choose_hardware(*self._hardware))
+            with bench.events.to(Console(stderr=True)):
+                yield bench
 
 
 def stage_options(section: str, config: type[Config]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -140,8 +141,7 @@ def sft(call: Call, files: tuple[str, ...], starter: bool) -> None:
         changes |= {"demonstrations": {}, "replay": 0}
     data = call.recipe.data.model_copy(update=changes)
     call.recipe = call.recipe.model_copy(update={"data": data})
-    bench = call.bench()
-    with call.working(bench):
+    with call.bench() as bench:
         _published(stages.sft(bench, call.parent, data, call.config, call.recipe.seed))
 
 
@@ -152,8 +152,7 @@ def rank(call: Call, file: str | None) -> None:
     """Sample answers to prompts and rank them by the checks."""
     config = call.recipe.rank
     items = _items(file) if file else materials.ranking_items(call.recipe, config.prompts)
-    bench = call.bench(file and file_digest(Path(file)))
-    with call.working(bench):
+    with call.bench(file and file_digest(Path(file))) as bench:
         rows = stages.rank(bench, call.parent, items, config)
     click.echo(f"{len(rows)} rankings: {bench.folder / 'rankings.jsonl'}")
 
@@ -173,8 +172,7 @@ def rank(call: Call, file: str | None) -> None:
 def reward_model(call: Call, file: str, validation_share: float) -> None:
     """Train a reward model on rankings."""
     rows = stages.stored_rankings(Path(file))
-    bench = call.bench(materials.digest(rows), validation_share)
-    with call.working(bench):
+    with call.bench(materials.digest(rows), validation_share) as bench:
         made = stages.reward_model(bench, call.parent, rows, call.recipe.reward_model, validation_share)
     click.echo(stages.describe_reward_model(made.card.metrics["reward_model"]))
     _published(made)
@@ -188,8 +186,7 @@ def ppo(call: Call, scorer_name: str | None, file: str | None) -> None:
     """Align a version by PPO."""
     items = _items(file) if file else materials.ppo_items(call.recipe)
     scorer = call.workspace.versions.get(scorer_name) if scorer_name else None
-    bench = call.bench(scorer_name, file and file_digest(Path(file)))
-    with call.working(bench):
+    with call.bench(scorer_name, file and file_digest(Path(file))) as bench:
         _published(stages.ppo(bench, call.parent, scorer, items, call.recipe.ppo))
 
 

@@ -33,7 +33,7 @@ class Hardware:
 
     def apply(self) -> Hardware:
         """Set the process's thread count."""
-        torch.set_num_threads(self.threads)
+        set_threads(self.threads)
         return self
 
     def side_by_side(self) -> Workers:
@@ -58,7 +58,7 @@ def detect(dtype: DTypeName = "auto", threads: int = 0, workers: int = 0) -> Har
     threads = threads or physical_cores()
     if workers > threads:
         raise ConfigError(f"{workers} workers cannot share {threads} threads.", where="hardware.workers")
-    torch.set_num_threads(threads)
+    set_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if device != "cpu" and workers > 1:  # one thread of autograd serves a device, and would wait for itself
         raise ConfigError(
@@ -67,6 +67,12 @@ def detect(dtype: DTypeName = "auto", threads: int = 0, workers: int = 0) -> Har
     if not workers:
         workers = 2 if device == "cpu" and threads % 2 == 0 else 1  # more than two were never measured
     return Hardware(device, faster_dtype(device) if dtype == "auto" else dtype, threads, workers)
+
+
+def set_threads(count: int) -> None:
+    """Threads of an operation, for the calling thread and those it starts."""
+    torch.set_num_threads(count)
+    torch.get_num_threads()  # a thread takes over the number when it first asks; later workers set another
 
 
 def physical_cores() -> int:

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from nestling.checks import HELD_OUT, is_held_out, validate
 from nestling.errors import DataError
 from nestling.text.messages import Message, require_text, validate_messages
 from nestling.workspace import atomic
@@ -254,13 +255,14 @@ def _ranking(value: dict[str, Any], where: str, category: str) -> Ranking:
 
 def _checked_prompt(value: dict[str, Any], where: str, category: str) -> CheckedPrompt:
     check = value["check"]
-    if not (isinstance(check, dict) and ("name" in check or "all" in check)):
-        raise DataError(
-            "'check' must be an object with a 'name', or 'all'.",
-            where=where,
-            remedy='Write {"name": "mentions", "any": ["Paris"]} or {"all": [...]}.',
-        )
     require_text(json.dumps(check, ensure_ascii=False), "check", where)
+    validate(check, where)
+    if is_held_out(check):
+        raise DataError(
+            "a held-out check may neither rank answers nor reward them.",
+            where=where,
+            remedy=f"Use another than {', '.join(sorted(HELD_OUT))}.",
+        )
     return CheckedPrompt(_prompt(value["prompt"], where), check, category)
 
 

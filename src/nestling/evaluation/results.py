@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from rich.table import Table
@@ -71,7 +72,11 @@ class Results(BaseModel):
         Raises:
             WorkspaceError: the place cannot be written.
         """
-        atomic.write_json(path, self.model_dump(mode="json") | {"perplexity": self.perplexity})
+        atomic.write_json(path, self.plain())
+
+    def plain(self) -> dict[str, Any]:
+        """Everything as JSON values, with what is worked out from it."""
+        return self.model_dump(mode="json") | {"perplexity": self.perplexity}
 
     @classmethod
     def load(cls, path: Path) -> Results:

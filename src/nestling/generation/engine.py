@@ -127,6 +127,10 @@ class Engine:
         for row in reversed(range(len(self._running))):
             self._leave(row)
 
+    def rest(self) -> None:
+        """Let go of weights packed for inference until the next request; for when others want the memory."""
+        self._network = self._weights.rest()
+
     @torch.inference_mode()
     def step(self) -> list[StepEvent]:
         """Advance: let waiting requests in if it pays, else compute one token for everyone running."""
@@ -143,13 +147,13 @@ class Engine:
             )
             try:
                 hidden = self._forward(ids, self._cache.prefill(lengths, common, copies))
+                ends = [i for i, n in enumerate(copies) for _ in range(n)]
+                last = torch.tensor(lengths, device=hidden.device).sub_(common).cumsum(0)[ends] + common - 1
+                rows = range(len(self._running), len(self._running) + len(joining))
+                self._running.extend(joining)
             except BaseException:  # Ctrl-C too: rows that nobody owns would mix up later answers
                 self._cache.keep(len(self._running))
                 raise
-            ends = [i for i, n in enumerate(copies) for _ in range(n)]
-            last = torch.tensor(lengths, device=hidden.device).sub_(common).cumsum(0)[ends] + common - 1
-            rows = range(len(self._running), len(self._running) + len(joining))
-            self._running.extend(joining)
             return self._advance(rows, hidden[last])
         if not self._running:
             return []

@@ -60,6 +60,11 @@ class SideBySide:
         completions = dict(zip(flat(shares), flat(found), strict=True))
         return [completions[index] for index in range(len(prompts))]
 
+    def rest(self) -> None:
+        """Let go of weights packed for inference until the next request; for when others want the memory."""
+        for engine in self._engines:
+            engine.rest()
+
     def stream(self, request: Request) -> Iterator[Chunk]:
         """Answer one request piece by piece, on the first engine; closing the iterator cancels it."""
         return self._engines[0].stream(request)

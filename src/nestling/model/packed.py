@@ -115,6 +115,13 @@ class InferenceNetwork:
                     self._network, self._state_of = PackedDecoder(self._followed), state
             return self._network
 
+    def rest(self) -> Decoder | PackedDecoder:
+        """Drop the packed form, where there is another, until it is asked for; returns what is left."""
+        with self._lock:
+            if self._followed is not None:
+                self._network, self._state_of = self._followed, 0
+            return self._network
+
 
 def can_pack(decoder: Decoder) -> bool:
     """Whether this build of torch packs bf16 matrices for this processor."""

@@ -48,7 +48,7 @@ def save_scorer(folder: Path, scorer: Scorer) -> None:
     config: dict[str, Any] = scorer.decoder.config.to_hf() | {
         "architectures": [family], "num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0},
     }  # fmt: skip
-    extra = {"score.weight": scorer.head.weight.detach()[None].to(scorer.decoder.dtype)}
+    extra = {"score.weight": scorer.head.weight.detach()[None]}
     save_network(folder, scorer.decoder, scorer.tokenizer, config, extra)
     (folder / NORMALISATION_FILE).write_text(json.dumps({"mean": scorer.mean, "std": scorer.std}) + "\n")
 

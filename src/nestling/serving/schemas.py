@@ -12,7 +12,7 @@ from nestling.feedback.recorder import Thumb
 from nestling.generation.protocol import Sampling
 from nestling.serving.answers import Question
 from nestling.serving.pool import CURRENT
-from nestling.text.messages import validate_messages
+from nestling.text.messages import Message, Role, joined_turns, validate_messages
 
 _MAX_STOPS = 16
 _INT64 = 2**63
@@ -129,13 +129,15 @@ class Prompt(SamplingFields):
     def question(self, model: str, defaults: Sampling) -> Question:
         """The question to the version called ``model``.
 
+        Clients write turns as they come: what one side says in a row is one turn, and the assistant may greet first.
+
         Raises:
             DataError: the turns do not make a conversation that awaits an answer.
         """
-        turns = [{"role": _role(turn), "content": _text(turn)} for turn in self.messages]
+        turns = joined_turns([Message(role=_role(turn), content=_text(turn)) for turn in self.messages])
         conversation = (self.metadata or {}).get("conversation_id")
         return Question(
-            messages=validate_messages(turns, "messages"),
+            messages=validate_messages(turns, "messages", greeting=True),
             sampling=self.sampling(defaults),
             model=model,
             fit_context=self.max_completion_tokens is None and self.max_tokens is None,
@@ -220,7 +222,7 @@ class VoteRequest(_Strict):
 JudgmentRequest = Annotated[ThumbRequest | VoteRequest, Body(discriminator="kind")]
 
 
-def _role(turn: Turn) -> str:
+def _role(turn: Turn) -> Role:
     return "system" if turn.role == "developer" else turn.role  # OpenAI's newer name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal, TypedDict, cast
 
@@ -38,10 +39,17 @@ def require_text(value: Any, name: str, where: str) -> str:
     return value
 
 
-def validate_messages(value: Any, where: str) -> list[Message]:
+def joined_turns(messages: Sequence[Message]) -> list[Message]:
+    """Neighbouring turns of one role as one turn, with an empty line between them."""
+    runs = itertools.groupby(messages, key=lambda m: m["role"])
+    return [Message(role=role, content="\n\n".join(m["content"] for m in run)) for role, run in runs]
+
+
+def validate_messages(value: Any, where: str, *, greeting: bool = False) -> list[Message]:
     """Check untrusted JSON and return it as messages.
 
-    A conversation may open with one system turn; after it user and assistant alternate, user first.
+    A conversation may open with one system turn; after it user and assistant alternate, user first, or with
+    ``greeting`` either.
 
     Raises:
         DataError: naming ``where`` and the turn (counted from 1) that is wrong.
@@ -59,9 +67,10 @@ def validate_messages(value: Any, where: str) -> list[Message]:
         if role not in ROLES:
             raise DataError(f"unknown role {role!r}.", where=place, remedy=f"Use one of {', '.join(ROLES)}.")
         require_text(content, "content", place)
+        first = ("user", "assistant") if greeting else ("user",)
         expected = {
-            None: ("system", "user"),
-            "system": ("user",),
+            None: ("system", *first),
+            "system": first,
             "user": ("assistant",),
             "assistant": ("user",),
         }

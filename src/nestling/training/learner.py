@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from torch import Tensor, nn
 
@@ -66,14 +66,20 @@ class Learner(Generic[Network]):
     def update(
         self, batches: Sequence[Batch], count: float, loss_of: Callable[[Network, Batch], Loss], scale: float
     ) -> dict[str, float]:
-        """One step on the mean loss over all micro-batches.
+        """One step on the mean loss over all micro-batches: ``gradients``, then ``apply``."""
+        means = self.gradients(batches, count, loss_of)
+        return means | {"grad_norm": self.apply(scale)}
+
+    def gradients(
+        self, batches: Sequence[Batch], count: float, loss_of: Callable[[Network, Batch], Loss]
+    ) -> dict[str, float]:
+        """Gather the gradient of the mean loss over all micro-batches; returns that loss and their metrics as means.
 
         ``count`` is the global number of items in ``batches``; dividing every micro-batch's sum by it makes
-        1 x 8 and 8 x 1 the same step. ``scale`` multiplies the peak learning rates.
-        Returns the mean loss, the gradient norm before clipping, and the batches' metrics as means.
+        1 x 8 and 8 x 1 the same step.
 
         Raises:
-            TrainingStopped: the loss or the gradient is not finite; the weights are left as they were.
+            TrainingStopped: the loss is not finite; the gradients are forgotten.
         """
 
         def backward(worker: int, numbered: tuple[int, Batch]) -> dict[str, tuple[float, float]]:
@@ -93,14 +99,28 @@ class Learner(Generic[Network]):
             for name, (total, number) in metrics.items():
                 before = sums.get(name, (0.0, 0.0))
                 sums[name] = (before[0] + total, before[1] + number)
+        means = {name: total / max(number, 1e-9) for name, (total, number) in sums.items()}
+        if not math.isfinite(means["loss"]):
+            self._diverged(f"loss is {means['loss']}")
+        return means
+
+    def apply(self, scale: float) -> float:
+        """Clip the gathered gradients and update; ``scale`` multiplies the peak learning rates.
+
+        Returns the gradient's norm before clipping.
+
+        Raises:
+            TrainingStopped: the gradient is not finite; the weights are left as they were.
+        """
         norm = self.optimizer.clip_gradients(self.max_grad_norm)
-        if not math.isfinite(norm) or not math.isfinite(sums["loss"][0]):
-            self.optimizer.zero_grad()
-            raise TrainingStopped(
-                f"The loss is {sums['loss'][0] / count} and the gradient norm {norm}: training has diverged.",
-                remedy="Lower the learning rate, or look for a broken sample in the data; the last checkpoint is kept.",
-            )
+        if not math.isfinite(norm):
+            self._diverged(f"gradient's norm is {norm}")
         self.optimizer.step(scale)
-        return {name: total / max(number, 1e-9) for name, (total, number) in sums.items()} | {
-            "grad_norm": norm
-        }
+        return norm
+
+    def _diverged(self, what: str) -> NoReturn:
+        self.optimizer.zero_grad()
+        raise TrainingStopped(
+            f"The {what}: training has diverged.",
+            remedy="Lower the learning rate, or look for a broken sample in the data; the last checkpoint is kept.",
+        )

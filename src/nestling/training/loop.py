@@ -17,6 +17,7 @@ from nestling.workspace import atomic
 from nestling.workspace.events import EventLog
 
 _TIDY_SECONDS = 20.0  # asking for the memory again then costs under 2 % of the time
+_CHECKPOINT_SHARE = 0.02  # of the time may go into checkpoints, where a disk is slow
 
 
 class Stage(Protocol):
@@ -66,7 +67,7 @@ def fit(
     """Run ``stage`` to its end, continuing from ``folder``'s last checkpoint when there is one.
 
     Checkpoints are taken by the clock and never change the outcome: the state restores every bit of what a step
-    depends on. A step that fails is not saved: it may have moved half of the weights.
+    depends on. When a step fails before it has moved any weight, what it started from is saved.
 
     Raises:
         TrainingStopped: a step failed; the last checkpoint is kept.
@@ -95,8 +96,15 @@ def _fit(
     total = stage.total_steps
     events.append("stage_started", stage=stage.name, step=done, total=total, resumed=bool(found))
     progress, saved, tidied = Progress(done, total), time.monotonic(), time.monotonic()
+    pause = checkpoint_seconds
     while done < total:
-        metrics = stage.step(done)
+        before, updates = stage.state(), stage.learner.optimizer.steps
+        try:
+            metrics = stage.step(done)
+        except TrainingStopped:
+            if done and stage.learner.optimizer.steps == updates:  # nothing has moved yet
+                save_checkpoint(folder, done, stage.learner.optimizer.state(), {"stage": before})
+            raise
         done += 1
         left = progress.seconds_left(done)
         events.append(
@@ -107,7 +115,9 @@ def _fit(
         if time.monotonic() - tidied >= _TIDY_SECONDS:
             give_memory_back()
             tidied = time.monotonic()
-        if time.monotonic() - saved >= checkpoint_seconds and done < total:
+        if (start := time.monotonic()) - saved >= pause and done < total:
             save_checkpoint(folder, done, stage.learner.optimizer.state(), {"stage": stage.state()})
             saved = time.monotonic()
+            if checkpoint_seconds:
+                pause = max(checkpoint_seconds, (saved - start) / _CHECKPOINT_SHARE)
     events.append("stage_finished", stage=stage.name, step=done, total=total)

@@ -42,12 +42,13 @@ class PlannedConfig(OptimizerConfig):
     seed: int = Field(0, ge=0, description="Order of the data.")
 
 
-def require_data(what: str, given: int, held: int, fitting: bool, row_tokens: int) -> None:
+def require_data(what: str, given: int, held: int, fitting: bool, limit: int) -> None:
     """Refuse to train on nothing, saying which of the three reasons it is.
 
     Args:
         what: "samples", "rankings".
         given, held: how many there are to train and to validate on.
+        limit: the longest row in tokens.
         fitting: whether something to learn from is left of both when what is too long is left out.
 
     Raises:
@@ -61,7 +62,7 @@ def require_data(what: str, given: int, held: int, fitting: bool, row_tokens: in
     if not fitting:
         raise DataError(
             f"none of the {given} {what} for training or none of the {held} for validation teaches anything: "
-            f"each is longer than a row ({row_tokens} tokens), or has nothing to learn from.",
+            f"each is longer than a row may be ({limit} tokens), or has nothing to learn from.",
             remedy="Raise row_tokens, or look at the data with `nestling data show`.",
         )
 

@@ -41,6 +41,11 @@ class RankedIds:
     def __len__(self) -> int:
         return len(self.prompt) + sum(map(len, self.completions))
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt with its longest answer."""
+        return len(self.prompt) + max(map(len, self.completions))
+
 
 class RewardModelStage(PlannedStage[Scorer, RankedIds]):
     """The stage: mean over pairs (or sum over choices) within a prompt, then mean over prompts."""
@@ -96,11 +101,12 @@ def train_reward_model(
         DataError: no usable ranking (of two different ranks) fits a row.
         TrainingStopped: the loss is no longer finite.
     """
-    fitting = [r for r in rankings if len(r) <= config.row_tokens]
-    usable = [r for r in fitting if len(set(r.ranks)) > 1]
-    held = [r for r in validation if len(r) <= config.row_tokens and len(set(r.ranks)) > 1]
+    context, device = scorer.decoder.config.context_length, scorer.decoder.device
+    fits = lambda r: len(r) <= config.row_tokens and r.longest <= context
+    fitting, held = ([r for r in part if fits(r)] for part in (rankings, validation))
+    too_long = len(rankings) + len(validation) - len(fitting) - len(held)
+    usable, held = ([r for r in part if len(set(r.ranks)) > 1] for part in (fitting, held))
     teaches = bool(usable) and bool(held)
     require_data("rankings", len(rankings), len(validation), teaches, config.row_tokens)
     stage = RewardModelStage(scorer, usable, held, config, folder, workers)
-    too_long, device = len(rankings) - len(fitting), scorer.decoder.device
     return run_plan(stage, too_long, folder, events, device, on_step, checkpoint_seconds)

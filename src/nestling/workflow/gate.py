@@ -11,13 +11,14 @@ a further correction only where one success among many would do. Bounds are one-
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field, field_validator
 from rich.table import Table
 
+from nestling.config import Config
 from nestling.errors import ConfigError, DataError
 from nestling.evaluation.compare import PairedGain, check_comparable, paired_gain, pooled_gain
 from nestling.evaluation.detectors import LEAST_ACCURACY, LEAST_LABELS, DetectorQuality
@@ -28,26 +29,37 @@ from nestling.evaluation.results import Results
 PERPLEXITY = "perplexity"
 
 
-class GateRule(BaseModel):
-    """The rule as data. Margins are shares (0.05 is 5 points); perplexity's is relative (0.05 is 5 %).
+MARGINS = {"retention": 0.02, PERPLEXITY: 0.05}
+"""Margins that differ unless a recipe says otherwise."""
 
-    Attributes:
-        evidence: where the new version must be better: "held_out" for the held-out behaviours, or their
-            names. Each has the same weight in the mean.
-        margin: how much any other behaviour may lose.
-        margins: margins that differ, by behaviour.
-        pooled: behaviours guarded as one, by the pool's name, because each has too few distinct prompts to
-            show anything by itself.
-        confidence: of the evidence's interval, and that no guarded behaviour has lost its margin.
-    """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class GateRule(Config):
+    """The rule as data. Margins are shares (0.05 is 5 points); perplexity's is relative (0.05 is 5 %)."""
 
-    evidence: Literal["held_out"] | list[str] = "held_out"
-    margin: float = Field(default=0.05, gt=0, lt=1)
-    margins: dict[str, Annotated[float, Field(gt=0)]] = {"retention": 0.02, PERPLEXITY: 0.05}
-    pooled: dict[str, list[str]] = {"manners": ["identity", "small_talk", "chinese"]}
-    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    evidence: Literal["held_out"] | list[str] = Field(
+        "held_out",
+        description="Where the new version must be better: held_out, or names of behaviours, all of the same weight.",
+    )
+    margin: float = Field(0.05, gt=0, lt=1, description="How much any other behaviour may lose.")
+    margins: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="Margins that differ, by behaviour; retention 0.02 and perplexity 0.05 unless given.",
+    )
+    pooled: dict[str, list[str]] = Field(
+        default={"manners": ["identity", "small_talk", "chinese"]},
+        description="Behaviours guarded as one because each has too few prompts, by the pool's name.",
+    )
+    confidence: float = Field(
+        0.95,
+        gt=0.5,
+        lt=1,
+        description="Of the evidence's interval, and that no guarded behaviour has lost its margin.",
+    )
+
+    @field_validator("margins")
+    @classmethod
+    def _over_the_usual_ones(cls, given: dict[str, float]) -> dict[str, float]:
+        return MARGINS | given
 
     @property
     def evidence_label(self) -> str:
@@ -168,7 +180,7 @@ def decide(
         )
     check_comparable(candidate, incumbent)
     measures = {m.name: m for m in candidate.measures if m.name in candidate.figures}
-    _refuse_unknown(rule, measures)
+    refuse_unknown(rule, measures)
     evidence = _evidence(rule, measures)
     doubts = {
         name: _doubt(m, candidate, detectors) if detectors is not None else None
@@ -202,15 +214,20 @@ def decide(
     )
 
 
-def _refuse_unknown(rule: GateRule, measures: Mapping[str, Measure]) -> None:
-    """A misspelt behaviour must not silently have no margin or pool; evidence must have been measured."""
-    known = {*LABELS, *measures, *rule.pooled, PERPLEXITY}
+def refuse_unknown(rule: GateRule, measured: Iterable[str] = LABELS) -> None:
+    """A misspelt behaviour must not silently have no margin or pool; evidence must be ``measured``.
+
+    Raises:
+        ConfigError: naming the setting and the behaviour.
+    """
+    measured = set(measured)
+    known = {*LABELS, *measured, *rule.pooled, PERPLEXITY}
     pooled = [member for members in rule.pooled.values() for member in members]
     evidence = [] if rule.evidence == "held_out" else rule.evidence
     for place, names, allowed in (
         ("gate.margins", rule.margins, known),
         ("gate.pooled", pooled, known),
-        ("gate.evidence", evidence, set(measures)),
+        ("gate.evidence", evidence, measured),
     ):
         for name in names:
             if name not in allowed:

@@ -17,7 +17,7 @@ from nestling.checks.verdict import Answer
 from nestling.data import curriculum
 from nestling.data.curriculum import Item
 from nestling.data.formats import Conversation, Ranking, read_rows
-from nestling.generation.protocol import Completion, Generator, Request, Sampling
+from nestling.generation.protocol import Completion, Generator, Request, Sampling, nothing
 from nestling.generation.sampler import derive_seed
 from nestling.rewards.terms import Attempt, RewardMix, rule_terms
 from nestling.text.messages import Message
@@ -166,33 +166,44 @@ def ppo_prompts(items: Sequence[Item]) -> list[Prompt]:
 
 # Rankings -----------------------------------------------------------------------------------------------------------
 
+REDRAWS = 4
+"""How often an item's samples are drawn again while too few of them differ."""
+
 
 def rank_answers(
     engine: Generator, items: Sequence[Item], config: RankConfig, folder: Path, report: Tick
 ) -> list[dict[str, Any]]:
     """Sample answers to every item, put written ones beside them, and rank all by the checks and rules.
 
-    Rows are ``ranking`` rows plus ``utilities`` (what the ranks came from).
+    Rows are ``ranking`` rows plus ``utilities`` (what the ranks came from). Where samples repeat one another, more are
+    drawn; an item that is still short of different answers (``enough``) after ``REDRAWS`` further draws has no row.
     """
 
     def make(first: int, last: int, answered: Callable[[], None]) -> list[dict[str, Any]]:
         chosen = items[first:last]
-        requests = [
-            Request(
-                item.messages,
-                Sampling(
-                    temperature=config.temperature,
-                    max_tokens=config.max_new_tokens,
-                    seed=derive_seed(config.seed, first + index, k),
-                ),
-            )
-            for index, item in enumerate(chosen)
-            for k in range(config.samples)
-        ]
-        done = iter(engine.generate(requests, answered))
-        return [ranked(item, [next(done) for _ in range(config.samples)], config) for item in chosen]
+        drawn: list[list[Completion]] = [[] for _ in chosen]
+        rows: list[dict[str, Any]] = [{} for _ in chosen]
+        short, count = list(range(len(chosen))), answered
+        for _ in range(1 + REDRAWS):
+            asked = [(i, len(drawn[i]) + k) for i in short for k in range(config.samples)]
+            requests = [
+                Request(chosen[i].messages, config.sampling(derive_seed(config.seed, first + i, k)))
+                for i, k in asked
+            ]
+            for (i, _), completion in zip(asked, engine.generate(requests, count), strict=True):
+                drawn[i].append(completion)
+            for i in short:
+                rows[i] = ranked(chosen[i], drawn[i], config)
+            short, count = [i for i in short if not enough(rows[i])], nothing
+        return [row for row in rows if enough(row)]
 
     return chunked_rows(folder, "rankings", len(items), make, report, config.samples)
+
+
+def enough(row: Mapping[str, Any]) -> bool:
+    """At least four different answers, at least half of them sampled."""
+    sampled = row["sources"].count("sft")
+    return len(row["sources"]) >= 4 and 2 * sampled >= len(row["sources"])
 
 
 def ranked(item: Item, sampled: Sequence[Completion], config: RankConfig) -> dict[str, Any]:

@@ -19,12 +19,14 @@ from nestling.config import Config, parse
 from nestling.data import curriculum
 from nestling.data.formats import Conversation, read_rows
 from nestling.errors import ConfigError, DataError
+from nestling.evaluation.answers import folder_identity
+from nestling.generation.protocol import Sampling
 from nestling.text.template import checked_name
 from nestling.training.ppo.config import PPOConfig
 from nestling.training.reward_model import RewardModelConfig
 from nestling.training.sft import SFTConfig
-from nestling.workflow.fetch import DEFAULT_BASE
-from nestling.workflow.gate import GateRule
+from nestling.workflow.fetch import DEFAULT_BASE, local_base
+from nestling.workflow.gate import GateRule, refuse_unknown
 
 
 class HardwareConfig(Config):
@@ -70,6 +72,10 @@ class RankConfig(Config):
         0.15, gt=0, lt=0.5, description="Share of the templates kept for validation."
     )
     seed: int = Field(0, ge=0, description="Sampling seed.")
+
+    def sampling(self, seed: int) -> Sampling:
+        """How one answer is sampled."""
+        return Sampling(temperature=self.temperature, max_tokens=self.max_new_tokens, seed=seed)
 
     @model_validator(mode="after")
     def _at_least_half_from_the_model(self) -> RankConfig:
@@ -117,12 +123,14 @@ class Recipe(Config):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of every setting and of the data files' contents: whatever differs is another run.
+        """SHA-256 of every setting and of the contents of files: whatever differs is another run.
 
         Raises:
             DataError: a data file cannot be read.
         """
         decides = self.model_dump(mode="json")
+        if base := local_base(self.base):
+            decides["base"] = folder_identity(base)
         if self.data.files:
             decides["contents"] = [file_digest(Path(name)) for name in self.data.files]
         return sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
@@ -189,6 +197,7 @@ def load_recipe(
     check_behaviours(recipe.rank.prompts, f"{name_or_path}: rank.prompts", rewarded=True)
     check_behaviours(recipe.ppo_prompts, f"{name_or_path}: ppo_prompts", rewarded=True)
     check_behaviours(recipe.evaluation.sizes, f"{name_or_path}: evaluation.sizes")
+    refuse_unknown(recipe.gate)
     checked_name(recipe.assistant)
     for name in recipe.data.files:
         deque(read_rows(Path(name), Conversation), maxlen=0)  # a broken line is named now, not after an hour

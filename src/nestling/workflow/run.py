@@ -33,17 +33,19 @@ class Run:
     """One recipe in one workspace. Its folder is named by the recipe and a hash of every setting."""
 
     def __init__(self, workspace: Workspace, recipe: Recipe) -> None:
-        self.workspace, self.recipe = workspace, recipe
-        self.folder = workspace.run_folder(recipe.run_name)
+        self.workspace, self.recipe, self.name = workspace, recipe, recipe.run_name
+        self.folder = workspace.run_folder(self.name)
         self.events = ReportedLog(self.folder / "events.jsonl")
 
     def execute(self, console: Console | None = None) -> None:
-        """Do what is left to do, telling ``console`` about it.
+        """Do what is left to do, telling ``console`` about it; nothing once it is ``finished``.
 
         Raises:
             WorkspaceError: another process raises in this workspace.
             NestlingError: a stage failed; the message says what to do.
         """
+        if self.finished:
+            return
         reported = self.events.to(console) if console else nullcontext()
         with self.workspace.lock("trainer", "the raising of versions"), reported:
             atomic.write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
@@ -57,6 +59,14 @@ class Run:
                 )
                 raise
             self.events.append("run_finished", recipe=self.recipe.name)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do: the report is written and every version it is about is there."""
+        events = self.events.read()[0]
+        made = [event["version"] for event in events if event["kind"] == "published"]
+        known = {version.name for version in self.workspace.versions.list()}
+        return bool(events) and events[-1]["kind"] == "run_finished" and known.issuperset(made)
 
     def _execute(self) -> None:
         recipe, bench = self.recipe, self.bench()
@@ -80,7 +90,7 @@ class Run:
 
     def bench(self) -> stages.Bench:
         """The run's bench, with the run's own diary and pace of checkpoints."""
-        bench = stages.Bench.open(self.workspace, self.recipe.run_name, self.recipe.hardware.detect)
+        bench = stages.Bench.open(self.workspace, self.name, self.recipe.hardware.detect)
         return replace(bench, events=self.events, checkpoint_seconds=self.recipe.checkpoint_seconds)
 
     @contextmanager
@@ -132,7 +142,8 @@ class Run:
             atomic.write_text(path, verdict.model_dump_json(indent=2))
         self.events.append("verdict", stage=stage, version=candidate.name, accepted=verdict.accepted,
                            incumbent=verdict.incumbent, sentences=verdict.sentences)  # fmt: skip
-        self.workspace.versions.settle(candidate.name, verdict.accepted, verdict.sentences[0])
+        rates = {name: round(figure.rate, 4) for name, figure in results.figures.items()}
+        self.workspace.versions.settle(candidate.name, verdict.accepted, verdict.sentences[0], gate=rates)
 
     def report(self, versions: list[Version]) -> None:
         """Write the run's ``report.html`` and ``report.md``."""
@@ -156,7 +167,7 @@ class Run:
             f"{date.today().isoformat()}, nestling {__version__}, torch {torch.__version__},",
             f"{platform.system()} {platform.machine()}, {hardware.device}, {hardware.threads} threads,",
             f"computing in {hardware.dtype}.",
-            f"Recipe `{self.recipe.run_name}`.",
+            f"Recipe `{self.name}`.",
         ]
 
 

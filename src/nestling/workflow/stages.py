@@ -19,7 +19,7 @@ from nestling.compute.device import Hardware, detect
 from nestling.compute.workers import Workers
 from nestling.data.curriculum import Item
 from nestling.data.formats import Ranking, read_rows
-from nestling.errors import WorkspaceError
+from nestling.errors import DataError, WorkspaceError
 from nestling.evaluation.answers import folder_identity
 from nestling.evaluation.evaluate import evaluate
 from nestling.evaluation.perplexity import load_passages
@@ -33,7 +33,7 @@ from nestling.training.ppo import PPOConfig, train_ppo
 from nestling.training.reward_model import RewardModelConfig, train_reward_model
 from nestling.training.sft import SFTConfig, train_sft
 from nestling.workflow import materials
-from nestling.workflow.fetch import fetch_base
+from nestling.workflow.fetch import fetch_base, local_base
 from nestling.workflow.package_index import Report
 from nestling.workflow.progress import ReportedLog
 from nestling.workflow.recipe import DataConfig, EvaluationConfig, RankConfig
@@ -125,7 +125,8 @@ def import_base(bench: Bench, base: str, assistant: str, report: Report | None =
 
     The same base under the same name is published once in a workspace, and served if nothing is yet.
     """
-    stage = f"base:{base}:{assistant}"
+    local = local_base(base)
+    stage = f"base:{folder_identity(local) if local else base}:{assistant}"
     versions = bench.workspace.versions
     known = [v for v in versions.list() if made_by(v)[1] == stage]
     if known:
@@ -173,13 +174,38 @@ CHUNK_BATCH = 192
 
 def rank(bench: Bench, policy: Version, items: Sequence[Item], config: RankConfig) -> list[dict[str, Any]]:
     """Rankings of answers sampled from ``policy`` and written ones; kept as ``rankings.jsonl``."""
-    engine = bench.engine(bench.load(policy))
-    rows = materials.rank_answers(engine, items, config, bench.folder, bench.ticker("rank"))
+    model = bench.load(policy)
+    items = fitting(bench, "rank", model, items, config.max_new_tokens)
+    rows = materials.rank_answers(bench.engine(model), items, config, bench.folder, bench.ticker("rank"))
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     atomic.write_text(bench.folder / "rankings.jsonl", text)
     decided = sum(len(set(row["ranks"])) > 1 for row in rows)
-    bench.events.append("report", stage="rank", text=f"{len(rows)} rankings, {decided} tell answers apart.")
+    told = f"{len(rows)} rankings, {decided} tell answers apart."
+    if len(rows) < len(items):
+        told += f" Left out: {len(items) - len(rows)} prompts that were answered in too few different ways."
+    bench.events.append("report", stage="rank", text=told)
     return rows
+
+
+def fitting(
+    bench: Bench, stage: str, model: LoadedModel, items: Sequence[Item], new_tokens: int
+) -> list[Item]:
+    """Items whose prompt leaves room for an answer in the model's context; the others are counted in the diary.
+
+    Raises:
+        DataError: there is none.
+    """
+    room = model.config.context_length - new_tokens
+    kept = [item for item in items if len(model.tokenizer.render_prompt(item.messages)) <= room]
+    if len(kept) < len(items):
+        bench.events.append("samples_left_out", stage=stage, count=len(items) - len(kept), longer_than=room)
+    if not kept:
+        raise DataError(
+            f"none of the {len(items)} prompts leaves room for {new_tokens} new tokens.",
+            where=stage,
+            remedy=f"Shorten them to {room} tokens, or lower max_new_tokens.",
+        )
+    return kept
 
 
 def reward_model(
@@ -234,6 +260,7 @@ def ppo(
     if judge is not None:
         for parameter in judge.parameters():
             parameter.requires_grad_(False)
+    items = fitting(bench, stage, model, items, config.max_new_tokens)
     prompts = materials.ppo_prompts(items)
     train_ppo(
         model, prompts, judge, config, bench.folder, bench.events,

@@ -177,15 +177,17 @@ class VersionStore:
             atomic.write_json(version.folder / "card.json", card.model_dump())
         return self.get(name)
 
-    def settle(self, name: str, accepted: bool, verdict: str) -> Version:
+    def settle(self, name: str, accepted: bool, verdict: str, **metrics: Any) -> Version:
         """Carry out the gate's verdict on a candidate: an accepted version is served, a rejected one only kept.
+
+        ``metrics`` are added to those of its card.
 
         Killed half-way and called again, it goes on; done once, it does nothing more (people may have rolled back).
         """
         if self.get(name).card.state == "candidate":
             if accepted:
                 self.promote(name, verdict)
-            self.mark(name, "accepted" if accepted else "rejected", verdict)
+            self.mark(name, "accepted" if accepted else "rejected", verdict, **metrics)
         return self.get(name)
 
     def root(self, version: Version) -> Version:

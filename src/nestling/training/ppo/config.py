@@ -37,7 +37,7 @@ class PPOConfig(OptimizerConfig):
         1e-5, gt=0, lt=1, description="Peak rate of a separate critic's trunk."
     )
     critic_warmup: int = Field(
-        4, ge=1, description="Rollout batches on which the value head is fitted first."
+        4, ge=0, description="Rollout batches on which the value head is fitted first; 0 starts it at zero."
     )
     kl_coef: float = Field(
         0.03, ge=0, description="Cost of a nat of KL to the reference, per token, in the reward."

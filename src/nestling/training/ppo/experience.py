@@ -66,12 +66,6 @@ def token_rewards(score: float, logprobs: Tensor, reference_logprobs: Tensor, kl
     return rewards
 
 
-def discounted(rewards: Tensor, gamma: float) -> Tensor:
-    """What follows from each token on, discounted: [n] -> [n]."""
-    row = rewards[None]
-    return gae(row, torch.zeros_like(row), torch.ones_like(row, dtype=torch.bool), gamma, 1.0)[0][0]
-
-
 def with_advantages(traces: Sequence[Trace], gamma: float, lam: float) -> list[Trace]:
     """Fill in advantages (whitened over the whole batch, after the returns) and returns.
 

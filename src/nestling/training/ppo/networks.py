@@ -58,7 +58,7 @@ class Networks(nn.Module):
     def value_features(self, row: Row, hidden: Tensor) -> Tensor:
         """What the value head reads, [N, hidden_size]. With a zero coefficient no gradient reaches the trunk."""
         if self.critic is not None:
-            return self.critic(row.ids, row.layout)[row.predictors]
+            hidden = self.critic(row.ids, row.layout)[row.predictors]
         return hidden if self.config.value_coef > 0 else hidden.detach()
 
     @torch.no_grad()

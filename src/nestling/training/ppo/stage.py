@@ -34,7 +34,6 @@ from nestling.training.ppo.config import PPOConfig
 from nestling.training.ppo.experience import (
     Trace,
     against_siblings,
-    discounted,
     joined,
     rows_of,
     token_rewards,
@@ -60,12 +59,6 @@ Minibatch = list[tuple[Row, list[int]]]
 Computed = TypeVar("Computed")
 
 
-def scored_tokens(networks: Networks, row: Row) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities, the reference's, and values of a row's targets, fp32 [N] each."""
-    logprobs, _, values = networks(row)
-    return logprobs, networks.reference_logprobs(row), values
-
-
 class PPO:
     """The stage: a step is one iteration."""
 
@@ -81,6 +74,7 @@ class PPO:
         self.device = networks.policy.device
         self.kl_coef = config.kl_coef
         self.silent_iterations = 0
+        self._ahead: dict[int, tuple[Tensor, Tensor, Tensor] | None] = {}
 
     @property
     def total_steps(self) -> int:
@@ -98,6 +92,7 @@ class PPO:
         start = time.monotonic()
         attempts, generating = self.roll_out(step)
         minibatches = self.partition(attempts, step)
+        self.look_ahead(minibatches, step)
         traces, terms = self.evaluate(attempts, minibatches)
         metrics = self.describe(attempts, traces) | terms
         self.watch(metrics)
@@ -136,6 +131,7 @@ class PPO:
         start = time.monotonic()
         completions = self.engine.generate_ids(ids, sampling)
         seconds = time.monotonic() - start
+        self.engine.rest()  # the first update changes the weights anyway
         attempts = [Attempt(p.messages, c, p.check) for p, c in zip(chosen, completions, strict=True)]
         return attempts, seconds
 
@@ -178,7 +174,7 @@ class PPO:
         scores, terms = self.reward(attempts)
         merits = against_siblings(scores, self.config.samples)
         traces: list[Trace | None] = [None] * len(attempts)
-        for row, indices, tensors in self.computed(minibatches, scored_tokens):
+        for row, indices, tensors in self.computed(minibatches, self.scored_tokens):
             parts = [t.split(row.counts) for t in tensors]
             for index, own, reference, value in zip(indices, *parts, strict=True):
                 completion = attempts[index].completion
@@ -192,6 +188,23 @@ class PPO:
         )
         means = {f"reward/{name}": sum(values) / len(values) for name, values in terms.items()}
         return finished, means | {"reward/total": sum(scores) / len(scores)}
+
+    def look_ahead(self, minibatches: Sequence[Minibatch], step: int) -> None:
+        """Note the rows of the first update, whose forward pass is the one that scores them: same weights, same rows.
+
+        Only where each worker has one row of it, as then no more activations are held than in an update.
+        """
+        first = minibatches[self.update_order(minibatches, step, 0)[0]]
+        self._ahead = {id(row): None for row, _ in first} if len(first) <= self.learner.workers.count else {}
+
+    def scored_tokens(self, networks: Networks, row: Row) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities, the reference's, and values of a row's targets, fp32 [N] each."""
+        ahead = id(row) in self._ahead
+        with torch.set_grad_enabled(ahead):
+            logprobs, entropy, values = networks(row)
+        if ahead:
+            self._ahead[id(row)] = logprobs, entropy, values
+        return logprobs.detach(), networks.reference_logprobs(row), values.detach()
 
     def computed(
         self, minibatches: Sequence[Minibatch], compute: Callable[[Networks, Row], Computed]
@@ -212,36 +225,44 @@ class PPO:
         )
         for batch in range(self.config.critic_warmup):
             attempts, _ = self.roll_out(-1 - batch)
-            minibatches = self.partition(attempts, -1 - batch)
-            traces, _ = self.evaluate(attempts, minibatches)
-            for _, indices, read_by_head in self.computed(minibatches, read):
+            merits = against_siblings(self.reward(attempts)[0], self.config.samples)
+            for row, indices, read_by_head in self.computed(self.partition(attempts, -1 - batch), read):
                 features.append(read_by_head.float())
-                # The discounted sum of what follows: no critic has a say in its own targets yet.
-                returns += [discounted(traces[i].rewards, self.config.gamma) for i in indices]
-        self.networks.value_head.fit(torch.cat(features), torch.cat(returns))
+                # Nothing has moved yet: the KL is zero, and all that follows a token is the answer's score.
+                for index, count in zip(indices, row.counts, strict=True):
+                    steps_left = torch.arange(count - 1, -1, -1, device=self.device)
+                    returns.append(merits[index] * self.config.gamma**steps_left)
+        if features:
+            self.networks.value_head.fit(torch.cat(features), torch.cat(returns))
 
     # Updates ----------------------------------------------------------------------------------------------------
 
     def improve(
         self, traces: Sequence[Trace], minibatches: Sequence[Minibatch], step: int
     ) -> dict[str, float]:
-        """Several passes of clipped updates; stops early when the policy has moved far enough."""
+        """Several passes of clipped updates; stops before the one that finds the policy moved far enough."""
         scale = rate_scale(step, self.total_steps, self.config.warmup_steps, self.config.schedule)
         history: list[dict[str, float]] = []
         for epoch in range(self.config.epochs):
-            for number in epoch_order(len(minibatches), derive_seed(self.config.seed, step), epoch):
+            for number in self.update_order(minibatches, step, epoch):
                 batches = [(row, [traces[i] for i in indices]) for row, indices in minibatches[number]]
                 count = sum(len(row.targets) for row, _ in batches)
-                history.append(self.learner.update(batches, count, self.loss, scale))
-                if history[-1]["update_kl"] > self.config.stop_kl:
-                    return self.summary(history, stopped=True)
-        return self.summary(history, stopped=False)
+                means = self.learner.gradients(batches, count, self.loss)
+                if means["update_kl"] > self.config.stop_kl:
+                    self.learner.optimizer.zero_grad()
+                    return self.summary(history, means["update_kl"], stopped=True)
+                history.append(means | {"grad_norm": self.learner.apply(scale)})
+        return self.summary(history, history[-1]["update_kl"], stopped=False)
+
+    def update_order(self, minibatches: Sequence[Minibatch], step: int, epoch: int) -> list[int]:
+        """The minibatches in the order of an epoch's updates."""
+        return epoch_order(len(minibatches), derive_seed(self.config.seed, step), epoch)
 
     def loss(self, networks: Networks, batch: tuple[Row, list[Trace]]) -> Loss:
         """Clipped policy loss plus weighted value loss, summed over the row's tokens."""
         row, traces = batch
         old, returns = joined(traces, "logprobs"), joined(traces, "returns")
-        logprobs, entropy, values = networks(row)
+        logprobs, entropy, values = self._ahead.pop(id(row), None) or networks(row)
         policy, clipped = ppo_policy_loss(
             logprobs, old, joined(traces, "advantages"), self.config.clip, self.config.dual_clip
         )
@@ -266,13 +287,13 @@ class PPO:
         return Loss(total, n, {name: (value, n) for name, value in metrics.items()})
 
     @staticmethod
-    def summary(history: Sequence[dict[str, float]], stopped: bool) -> dict[str, float]:
-        """Means over an iteration's updates; first and last ratio KL tell how far it went."""
+    def summary(history: Sequence[dict[str, float]], last_kl: float, stopped: bool) -> dict[str, float]:
+        """Means over an iteration's updates; ``last_kl`` was seen by the last forward pass, after all but its own."""
         mean = {name: sum(h[name] for h in history) / len(history) for name in history[0]}
         return mean | {
             "first_update_kl": history[0]["update_kl"],
             "first_ratio": history[0]["ratio"],
-            "last_update_kl": history[-1]["update_kl"],
+            "last_update_kl": last_kl,
             "updates": float(len(history)),
             "stopped_by_kl": float(stopped),
         }
