@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections import Counter
 
 import pytest
@@ -17,6 +19,7 @@ from nestling.generation.protocol import Completion, Request, Sampling
 from nestling.generation.stops import StopScanner
 from nestling.model.layout import PackedLayout
 from nestling.model.lora import add_lora, merge_lora
+from nestling.model.packed import can_pack
 from tiny import tiny_model
 
 
@@ -37,6 +40,19 @@ def test_alone_equals_in_a_batch() -> None:
         alone = Engine(model).generate([request])[0]
         assert alone.token_ids == completion.token_ids and alone.text == completion.text
         assert alone.logprobs == pytest.approx(completion.logprobs, abs=1e-4)
+
+
+def test_a_frozen_engine_keeps_no_plain_matrix() -> None:
+    model = tiny_model(dtype=torch.bfloat16)
+    if not can_pack(model.decoder):
+        pytest.skip("this processor's torch packs no bf16 matrices")
+    plain = [weakref.ref(p) for p in model.decoder.model.layers.parameters() if p.ndim == 2]
+    expected = Engine(model).generate(REQUESTS[:2])
+    engine = Engine(model, frozen=True)
+    del model
+    gc.collect()
+    assert plain and not any(reference() is not None for reference in plain)
+    assert engine.generate(REQUESTS[:2]) == expected
 
 
 def test_several_answers_to_one_prompt_equal_each_alone() -> None:

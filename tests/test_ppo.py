@@ -65,7 +65,7 @@ def make_ppo(
 def experience(ppo: PPO, step: int = 0) -> tuple[list[Attempt], list[Trace], list[Minibatch]]:
     attempts, _ = ppo.roll_out(step)
     minibatches = ppo.partition(attempts, step)
-    return attempts, ppo.evaluate(attempts, minibatches)[0], minibatches
+    return attempts, ppo.score(attempts, minibatches)[0], minibatches
 
 
 VARIANTS: list[dict[str, Any]] = [
@@ -85,9 +85,50 @@ def test_before_the_first_update_the_ratio_is_one_and_the_kl_zero(
     described = ppo.describe(attempts, traces)
     assert described["kl"] == 0
     assert described["rollout_mismatch_max"] < 1e-4
-    metrics = ppo.improve(traces, minibatches, 0)
+    metrics = ppo.update(traces, minibatches, 0)
     assert metrics["first_ratio"] == 1 and metrics["first_update_kl"] == 0
     assert metrics["updates"] == 4 and metrics["last_update_kl"] > 0
+
+
+class _Again(PPO):
+    """Computes the first update's forward pass again instead of keeping the one that scored."""
+
+    def look_ahead(self, minibatches: Sequence[Minibatch], step: int) -> None:
+        self._ahead = {}
+
+
+@pytest.mark.parametrize("workers", [Workers(), Workers(2)], ids=["alone", "two"])
+@pytest.mark.parametrize("changes", [{}, {"critic": "separate"}, {"lora": LoRAConfig(rank=4)}], ids=str)
+def test_the_scoring_pass_that_is_kept_is_the_one_an_update_would_compute(
+    changes: dict[str, Any], workers: Workers, tmp_path: Path
+) -> None:
+    weights = []
+    for kind in (PPO, _Again):
+        ppo = make_ppo(tmp_path, workers=workers, minibatches=1, row_tokens=512, **changes)
+        ppo.__class__ = kind
+        ppo.look_ahead(ppo.partition(ppo.roll_out(0)[0], 0), 0)
+        assert len(ppo._ahead) == (workers.count if kind is PPO else 0)
+        for step in range(2):
+            ppo.step(step)
+        assert not ppo._ahead  # no graph outlives its update
+        weights.append([p.detach().clone() for p in ppo.networks.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+def test_an_iteration_ends_before_the_update_that_would_go_too_far(tmp_path: Path) -> None:
+    """The second update finds a KL above zero, and is not made."""
+    free, held = (make_ppo(tmp_path, stop_kl=stop_kl, kl_coef=0.0) for stop_kl in (9.0, 1e-9))
+    told = held.step(0)
+    assert told["stopped_by_kl"] == 1 and told["updates"] == 1 and told["last_update_kl"] > 1e-9
+    assert held.learner.optimizer.steps == 1 and free.step(0)["updates"] == 4
+    assert held.learner.optimizer.clip_gradients(1.0) == 0  # nothing is left for the next one
+
+
+def test_a_value_head_that_is_not_fitted_first_starts_at_zero(tmp_path: Path) -> None:
+    ppo = make_ppo(tmp_path, critic_warmup=0)
+    ppo.warm_up_critic()
+    assert not ppo.networks.value_head.weight.any()
+    assert ppo.step(0)["updates"] == 4
 
 
 def test_bf16_rollouts_stay_near_the_training_forward(tmp_path: Path) -> None:
@@ -217,15 +258,19 @@ def test_the_reference_stays_where_it_was(tmp_path: Path) -> None:
     )
 
 
-def test_runaway_policies_are_stopped_before_the_next_update(tmp_path: Path) -> None:
-    """What failed is not saved: the last checkpoint is from before, and going on from it ends in the same way."""
+@pytest.mark.parametrize("checkpoint_seconds", [0.0, 3600.0])
+def test_runaway_policies_are_stopped_before_the_next_update(
+    checkpoint_seconds: float, tmp_path: Path
+) -> None:
+    """What was before the failed iteration is saved, however long ago the last checkpoint was; going on from it ends
+    in the same way."""
     config = PPOConfig(**SMALL | {"learning_rate": 0.05, "iterations": 30, "max_kl": 2.0})
     events = EventLog(tmp_path / "e")
     for _ in range(2):
         with pytest.raises(TrainingStopped, match=r"collapsed: the KL.*above max_kl"):
             train_ppo(
                 tiny_model(), PROMPTS, None, config, tmp_path, events, reward=RewardMix([(Vowels(), 10.0)]),
-                checkpoint_seconds=0,
+                checkpoint_seconds=checkpoint_seconds,
             )  # fmt: skip
     steps = [e["step"] for e in events.read()[0] if e["kind"] == "step"]
     assert [f.name for f in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{steps[-1]:06d}"]

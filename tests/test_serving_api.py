@@ -101,6 +101,19 @@ class TestChat:
             say(max_tokens=2, extra_body={"top_k": 1, "min_p": 0.1, "repetition_penalty": 1.0})[1] == "length"
         )
 
+    def test_turns_may_come_in_runs_and_a_greeting_first(
+        self, client: openai.OpenAI, server: LiveServer
+    ) -> None:
+        said: Any = [("assistant", "Hello!"), ("user", "Hi."), ("user", "Who are you?")]
+        messages: Any = [{"role": role, "content": content} for role, content in said]
+        reply = client.chat.completions.create(model="nestling", messages=messages)
+        row = generation(server, reply.id)
+        assert row is not None
+        assert row.messages == [
+            {"role": "assistant", "content": "Hello!"},
+            {"role": "user", "content": "Hi.\n\nWho are you?"},
+        ]
+
     def test_messages_may_come_in_parts_and_as_developer(
         self, client: openai.OpenAI, server: LiveServer
     ) -> None:

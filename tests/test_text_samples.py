@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nestling.errors import DataError
-from nestling.text.messages import Message
+from nestling.text.messages import Message, Role, joined_turns
 from nestling.text.samples import TokenSample, describe_tokens, training_samples
 from nestling.text.tokenizer import Tokenizer
 from test_text_support import CHATML, MISTRAL, STYLES, assistant, byte_level_json, make, parts, system, user
@@ -167,3 +168,16 @@ def test_described_tokens_spell_the_sample_and_mark_what_is_trained() -> None:
     described = describe_tokens(tokenizer, sample)
     assert "".join(text for text, _ in described) == tokenizer.decode(sample.ids, skip_special=False)
     assert "".join(text for text, trained in described if trained) == "🙂 fox<|im_end|>"
+
+
+@given(
+    turns=st.lists(
+        st.tuples(st.sampled_from(["system", "user", "assistant"]), st.text(max_size=3)), max_size=8
+    )
+)
+def test_joined_turns_change_role_every_time_and_lose_nothing(turns: list[tuple[Role, str]]) -> None:
+    messages = [Message(role=role, content=content) for role, content in turns]
+    joined = joined_turns(messages)
+    assert all(a["role"] != b["role"] for a, b in itertools.pairwise(joined))
+    assert joined_turns(joined) == joined
+    assert "\n\n".join(m["content"] for m in joined) == "\n\n".join(m["content"] for m in messages)

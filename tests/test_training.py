@@ -18,12 +18,12 @@ from nestling.model.scorer import Scorer
 from nestling.text.samples import TokenSample, training_samples
 from nestling.training.learner import Learner, Loss
 from nestling.training.loop import fit
-from nestling.training.optimizer import MasterAdamW, ParameterGroup
+from nestling.training.optimizer import MasterAdamW, ParameterGroup, trainable
 from nestling.training.plan import plan_steps
 from nestling.training.reward_model import RankedIds, RewardModelConfig, RewardModelStage, train_reward_model
 from nestling.training.schedule import rate_scale
 from nestling.training.settings import LoRAConfig
-from nestling.training.sft import SFT, SFTConfig, sample_loss, train_sft, trainable
+from nestling.training.sft import SFT, SFTConfig, sample_loss, train_sft
 from nestling.workspace.events import EventLog
 from test_text_support import assistant, user
 from tiny import tiny_model
@@ -120,7 +120,7 @@ def test_two_trainings_of_one_model_both_train() -> None:
 def test_every_training_lets_go_of_the_model(tmp_path: Path) -> None:
     model = tiny_model(dtype=torch.bfloat16)
     samples = samples_of(model)
-    config = SFTConfig(max_tokens=2000, row_tokens=256, batch_tokens=256, epochs=1)
+    config = SFTConfig(max_tokens=2000, row_tokens=256, batch_tokens=256, epochs=1, learning_rate=1e-3)
     after = []
     for run in ("first", "second"):
         before = weights(model)

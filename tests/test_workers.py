@@ -23,10 +23,10 @@ from nestling.model.decoder import Decoder
 from nestling.model.rows import Row, pack_row
 from nestling.model.scorer import Scorer
 from nestling.training.learner import Learner, Loss
-from nestling.training.optimizer import ParameterGroup
+from nestling.training.optimizer import ParameterGroup, trainable
 from nestling.training.reward_model import RewardModelConfig, train_reward_model
 from nestling.training.settings import LoRAConfig
-from nestling.training.sft import SFT, SFTConfig, sample_loss, train_sft, trainable
+from nestling.training.sft import SFT, SFTConfig, sample_loss, train_sft
 from nestling.workspace.events import EventLog
 from test_text_support import user
 from test_training import CPU, assert_equal, rankings, samples_of, weights

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,14 @@ import httpx
 import psutil
 import pytest
 
+from nestling.compute.device import Hardware
 from nestling.errors import ConfigError, DataError
+from nestling.generation.engine import Engine
 from nestling.model.hf_folder import save_model
 from nestling.workflow import materials
-from nestling.workflow.progress import ProgressReader
-from nestling.workflow.recipe import load_recipe, packaged_recipes
+from nestling.workflow.progress import ProgressReader, fold, line
+from nestling.workflow.recipe import RankConfig, load_recipe, packaged_recipes
+from nestling.workflow.stages import Bench
 from nestling.workspace import EventLog, Workspace
 from serving_support import LiveServer, wait_until
 from tiny import tiny_model
@@ -98,6 +101,44 @@ def test_what_is_demonstrated_ranked_and_rewarded_are_different_prompts_where_th
         assert not ids(shown, name) & ids(rewarded, name), name
 
 
+def test_what_was_chosen_by_measurement_stays_chosen(tmp_path: Path) -> None:
+    workspace, other = Workspace(tmp_path), Hardware("cpu", "float32", 1, 1)
+    first = Bench.open(workspace, "mine", lambda: Hardware("cpu", "bfloat16", 2, 2))
+    assert Bench.open(workspace, "mine", lambda: other).hardware == first.hardware
+    assert Bench.open(workspace, "another", lambda: other).hardware == other
+
+
+def test_a_base_on_this_machine_is_known_by_its_content(tmp_path: Path) -> None:
+    names = []
+    for folder, seed in (("one", 0), ("same", 0), ("other", 1)):
+        (tmp_path / folder).mkdir()
+        save_model(tmp_path / folder, tiny_model(seed))
+        names.append(load_recipe("quickstart", [f"base={tmp_path / folder}"]).run_name)
+    assert names[0] == names[1] != names[2]
+
+
+def test_rankings_hold_four_different_answers_half_of_them_sampled(tmp_path: Path) -> None:
+    recipe = load_recipe("quickstart")
+    items = materials.ranking_items(recipe, {"format": 6, "refusal": 6})
+    engine = Engine(tiny_model(context_length=2048))
+    drawn = RankConfig(max_new_tokens=6, temperature=1.0)
+    rows = materials.rank_answers(engine, items, drawn, tmp_path / "a", lambda done, total: None)
+    assert len(rows) == len(items)
+    for row in rows:
+        answers = list(zip(row["completions"], row["finished"], strict=True))
+        assert len(set(answers)) == len(answers) >= 4
+        assert 2 * row["sources"].count("sft") >= len(answers)
+        assert all(row["utilities"][a] > row["utilities"][b] for a, b in better(row["ranks"]))
+    # Cold sampling says the same thing every time: no further draw helps, and no ranking is made up.
+    cold = RankConfig(max_new_tokens=6, temperature=1e-3)
+    assert materials.rank_answers(engine, items, cold, tmp_path / "b", lambda done, total: None) == []
+
+
+def better(ranks: Sequence[int]) -> list[tuple[int, int]]:
+    """Pairs of answers of which the first has the better rank."""
+    return [(a, b) for a in range(len(ranks)) for b in range(len(ranks)) if ranks[a] < ranks[b]]
+
+
 def test_a_recipe_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no recipe 'quickstrat'"):
         load_recipe("quickstrat")
@@ -113,7 +154,7 @@ def test_a_recipe_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
 
 
 SETTINGS = {
-    "hardware": {"dtype": "float32", "threads": 1},
+    "hardware": {"dtype": "bfloat16", "threads": 2},
     "checkpoint_seconds": 0,
     "data": {"demonstrations": {"refusal": 60, "identity": 40, "format": 60}, "replay": 70, "replay_max_tokens": 8},
     "sft": {"max_tokens": 30000, "batch_tokens": 2048, "validate_every": 3},
@@ -195,6 +236,35 @@ def test_a_run_goes_from_base_to_verdict(whole: Path) -> None:
     assert state is not None and state["state"] == "finished"
 
 
+@pytest.mark.slow
+def test_a_finished_run_has_nothing_left_to_do(whole: Path, recipe: Path) -> None:
+    [run] = Workspace(whole).runs.glob("tiny-*")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    output, _ = start(whole, recipe).communicate(timeout=100)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before, output.decode()
+
+
+@pytest.mark.slow
+def test_cards_hold_what_the_gate_measured(whole: Path) -> None:
+    for name in ("v2-sft", "v4-ppo"):
+        measured = Workspace(whole).versions.get(name).card.metrics["gate"]
+        assert "refusal" in measured and all(0 <= rate <= 1 for rate in measured.values())
+
+
+def test_progress_tells_stage_step_and_time_to_go() -> None:
+    events: list[dict[str, Any]] = [
+        {"kind": "run_started", "recipe": "mine", "stages": ["sft", "gate-sft"], "pid": 1},
+        {"kind": "stage_started", "stage": "gate-sft", "time": 100.0},
+        {"kind": "progress", "stage": "gate-sft", "step": 30, "total": 90, "time": 160.0},
+    ]
+    state: dict[str, Any] = {}
+    for event in events:
+        state = fold(state, event)
+    assert state["eta_seconds"] == 120
+    told = line(state)
+    assert told == "[2/2] measuring the fine-tuned version  30/90  about 2 min 00 s to go"
+
+
 def test_a_raising_that_was_killed_is_told_as_stopped(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     log = EventLog(workspace.run_folder("mine-1") / "events.jsonl")
@@ -247,9 +317,9 @@ def test_one_verb_at_a_time_ends_with_the_same_weights(whole: Path, recipe: Path
             "-w",
             str(tmp_path),
             "--dtype",
-            "float32",
+            "bfloat16",
             "--threads",
-            "1",
+            "2",
         ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -1,9 +1,9 @@
 """Threads that compute side by side, each with its share of the cores.
 
 An operation shared by two cores ends when the slower one does, and a step of training is thousands of small ones: on a
-machine with neighbours a third of the time goes by in waiting. Whole rows side by side meet once a row. Two rows of
-1,024 tokens, forward and backward, took 6.9 s with two threads an operation and 4.7 s with two rows at once on one
-thread each; 192 answers 25 s and 18 s (two cores, 135M parameters, bf16).
+machine with neighbours a third of the time goes by in waiting. Whole rows side by side meet only to add gradients. Two
+rows of 1,024 tokens, forward and backward, took 6.9 s with two threads an operation and 4.7 s with two rows at once on
+one thread each; 192 answers 25 s and 18 s (two cores, 135M parameters, bf16).
 """
 
 from __future__ import annotations

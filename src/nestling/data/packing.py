@@ -63,6 +63,15 @@ def deal(lengths: Sequence[int], parts: int) -> list[list[int]]:
     return [sorted(items) for items in bins]
 
 
+def deal_rows(lengths: Sequence[int], row_tokens: int, workers: int) -> list[list[int]]:
+    """Put every item into a row; rows are of about equal length, and each worker gets as many.
+
+    There are ``workers`` rows, or twice, three times as many where they would hold more than about ``row_tokens``.
+    """
+    rounds = -(-sum(lengths) // (row_tokens * workers))
+    return deal(lengths, rounds * workers)
+
+
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     """A shuffle of ``range(count)`` that depends on (seed, epoch) alone, on every machine and version.
 

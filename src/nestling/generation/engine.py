@@ -72,10 +72,10 @@ class Engine:
     ) -> None:
         self.tokenizer = model.tokenizer
         self._weights = network or InferenceNetwork(model.decoder, frozen)
-        self._network: Decoder | PackedDecoder = model.decoder
+        self._network: Decoder | PackedDecoder = self._weights.rest()
         self.max_batch, self.prefill_tokens = max_batch, prefill_tokens
         self.context_length = min(context_length or model.context_length, model.context_length)
-        self._cache = KVCache(model.config, model.decoder.dtype, model.decoder.device)
+        self._cache = KVCache(model.config, self._network.dtype, self._network.device)
         self._waiting: deque[_Sequence] = deque()
         self._running: list[_Sequence] = []  # row r of the cache belongs to _running[r]
         self._tickets = 0

@@ -42,8 +42,8 @@ class Completion:
     """One answer.
 
     ``token_ids`` include the end token when ``finish_reason`` is "stop" by end token. ``logprobs`` are those
-    of the sampled tokens, natural log, under the temperature-scaled distribution before any truncation
-    (temperature 0 counts as 1). Endpoints that do not report tokens leave both empty.
+    of the sampled tokens, natural log, after temperature (0 counts as 1) and repetition penalty, before any
+    truncation. Endpoints that do not report tokens leave both empty.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""The network: RMSNorm, rotary positions, grouped-query attention, SwiGLU (Llama and Qwen3 shaped).
+"""The network: RMSNorm, rotary positions, grouped-query attention, SwiGLU (Llama, Mistral, Qwen2 and Qwen3).
 
 Parameter names are Hugging Face's, so a state dict is a model file. Sequences are flat rows of tokens; the
 ``attend`` object handed to ``forward`` (a ``PackedLayout`` or a ``KVCache`` view) knows who sees whom, so one

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from nestling.errors import ConfigError
-
-ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class LoRALinear(nn.Linear):
@@ -50,21 +46,12 @@ class LoRALinear(nn.Linear):
         return plain
 
 
-def add_lora(
-    model: nn.Module, rank: int, alpha: float, targets: Sequence[str] = ALL_LINEAR, seed: int = 0
-) -> None:
-    """Freeze ``model`` and put adapters on its linear layers whose last name part is in ``targets``."""
+def add_lora(model: nn.Module, rank: int, alpha: float, seed: int = 0) -> None:
+    """Freeze ``model`` and put adapters on all its linear layers."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    names = [
-        n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.rpartition(".")[2] in targets
-    ]
-    if not names:
-        raise ConfigError(
-            f"no layer matches lora targets {list(targets)}.", remedy=f"Choose from {list(ALL_LINEAR)}."
-        )
-    for name in names:
+    for name in [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]:
         parent, _, child = name.rpartition(".")
         owner = model.get_submodule(parent)
         setattr(owner, child, LoRALinear.wrap(owner.get_submodule(child), rank, alpha, generator))  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from nestling.model.decoder import Attend, Attention, Block, Decoder
+from nestling.model.decoder import Attend, Block, Decoder
 from nestling.model.elementwise import rotate
 from nestling.model.lora import LoRALinear
 
@@ -46,7 +46,7 @@ class PackedLinear:
 class _PackedBlock:
     def __init__(self, block: Block) -> None:
         attention, mlp = block.self_attn, block.mlp
-        self._attention: Attention = attention
+        self._q_norm, self._k_norm = attention.q_norm, attention.k_norm
         self._before_attention, self._before_mlp = block.input_layernorm, block.post_attention_layernorm
         self._qkv = PackedLinear(attention.q_proj, attention.k_proj, attention.v_proj)
         self._o, self._down = PackedLinear(attention.o_proj), PackedLinear(mlp.down_proj)
@@ -58,32 +58,34 @@ class _PackedBlock:
         heads = self._qkv(self._before_attention(x)).unflatten(-1, (sum(self._heads), -1))
         turned, v = heads.split([self._heads[0] + self._heads[1], self._heads[2]], dim=1)
         q, k = turned.split(self._heads[:2], dim=1)
-        if isinstance(self._attention.q_norm, nn.Identity):
+        if isinstance(self._q_norm, nn.Identity):
             q, k = rotate(turned, cos, sin).split(self._heads[:2], dim=1)
         else:
-            q = rotate(self._attention.q_norm(q), cos, sin)
-            k = rotate(self._attention.k_norm(k), cos, sin)
+            q, k = rotate(self._q_norm(q), cos, sin), rotate(self._k_norm(k), cos, sin)
         x = self._o.combined(attend.attend(layer, q, k, v).flatten(-2), "add", x)
         y = self._before_mlp(x)
         return self._down.combined(self._up.combined(y, "mul", self._gate(y, "swish")), "add", x)
 
 
 class PackedDecoder:
-    """Stands for a ``Decoder`` in inference; shares its embeddings and norms and holds every other matrix packed."""
+    """Stands for a ``Decoder`` in inference; shares its embeddings and norms and holds every other matrix packed.
+
+    The decoder itself can go: nothing here refers to its plain matrices.
+    """
 
     def __init__(self, decoder: Decoder) -> None:
-        self.device, self.dtype = decoder.device, decoder.dtype
-        self._trunk = decoder.model
+        self.device, self.dtype, trunk = decoder.device, decoder.dtype, decoder.model
+        self._embed, self._rotary, self._norm = trunk.embed_tokens, trunk.rotary, trunk.norm
         self._blocks = [_PackedBlock(cast(Block, block)) for block in decoder.model.layers]
         self._head = PackedLinear(decoder.lm_head)
 
     def __call__(self, ids: Tensor, attend: Attend) -> Tensor:
         """ids [T] -> final normed hidden states [T, hidden_size]."""
-        x = self._trunk.embed_tokens(ids)
-        cos, sin = self._trunk.rotary(attend.positions, x.dtype)
+        x = self._embed(ids)
+        cos, sin = self._rotary(attend.positions, x.dtype)
         for number, block in enumerate(self._blocks):
             x = block(x, cos, sin, number, attend)
-        out: Tensor = self._trunk.norm(x)
+        out: Tensor = self._norm(x)
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -39,12 +39,12 @@ def gae(
     return advantages, (advantages + values) * mask
 
 
-def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
+def whiten(values: Tensor, mask: Tensor) -> Tensor:
     """Scale to unit population variance over the mask, and to zero mean unless told otherwise; zero outside."""
     chosen = values[mask]
     mean, std = chosen.mean(), chosen.std(correction=0)
     scaled = (values - mean) / (std + 1e-8)
-    return (scaled if shift_mean else scaled + mean) * mask
+    return scaled * mask
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from nestling.checks import judge
 from nestling.checks.verdict import Answer
 from nestling.compute.workers import Workers
-from nestling.data.packing import deal
+from nestling.data.packing import deal_rows
 from nestling.generation.protocol import Completion
 from nestling.model.rows import pack_candidates
 from nestling.model.scorer import Scorer
@@ -67,9 +67,7 @@ class LearnedScore:
             parts = own.split([len(answers) for _, answers in row])
             return {index: part.tolist() for index, part in zip(indices, parts, strict=True)}
 
-        # Rows of about equal length, as many for each worker.
-        rounds = -(-sum(lengths) // (self.row_tokens * self.workers.count))
-        rows = self.workers.map(score, deal(lengths, rounds * self.workers.count))
+        rows = self.workers.map(score, deal_rows(lengths, self.row_tokens, self.workers.count))
         scores = {index: values for row in rows for index, values in row.items()}
         return [value for index in range(len(groups)) for value in scores[index]]
 

@@ -31,6 +31,11 @@ class ParameterGroup:
     weight_decay: float = 0.0
 
 
+def trainable(module: nn.Module, prefix: str = "") -> dict[str, nn.Parameter]:
+    """A module's parameters that want gradients, by name."""
+    return {prefix + name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
 class _Queue:
     """Lets rows add to a parameter's gradient one after another, by their numbers."""
 

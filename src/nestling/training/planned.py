@@ -200,12 +200,12 @@ def run_plan(
     best = stage.best
     best.restore()
     return FitReport(
-        best.history[0][1],
-        best.loss,
-        best.loss,
-        best.step,
-        stage.total_steps,
-        stage.tokens,
-        too_long,
-        best.still_falling,
+        first_loss=best.history[0][1],
+        best_loss=best.loss,
+        loss=best.loss,
+        best_step=best.step,
+        steps=stage.total_steps,
+        tokens=stage.tokens,
+        too_long=too_long,
+        still_falling=best.still_falling,
     )

@@ -15,9 +15,8 @@ from nestling.model.rows import pack_candidates
 from nestling.model.scorer import Scorer
 from nestling.objectives.ranking import all_pairs_nll, pair_accuracy, plackett_luce_nll
 from nestling.training.learner import Loss
-from nestling.training.optimizer import ParameterGroup
+from nestling.training.optimizer import ParameterGroup, trainable
 from nestling.training.planned import FitReport, OnStep, PlannedConfig, PlannedStage, require_data, run_plan
-from nestling.training.sft import trainable
 from nestling.workspace.events import EventLog
 
 LOSSES = {"plackett-luce": plackett_luce_nll, "pairs": all_pairs_nll}

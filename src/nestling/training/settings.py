@@ -19,7 +19,7 @@ class OptimizerConfig(Config):
     """How a stage's optimizer moves."""
 
     learning_rate: float = Field(3e-5, gt=0, lt=1, description="Peak learning rate of the network.")
-    warmup_steps: int = Field(5, ge=0, description="Steps over which the rate rises from zero.")
+    warmup_steps: int = Field(5, ge=0, description="Steps over which the rate rises to its peak.")
     schedule: ScheduleName = Field("cosine", description="How the rate falls afterwards.")
     weight_decay: float = Field(0.0, ge=0, lt=1, description="AdamW's decay of weight matrices.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this joint norm.")

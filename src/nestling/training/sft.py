@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
-from torch import nn
 
 from nestling.compute.workers import Workers
 from nestling.model.decoder import Decoder
@@ -17,7 +16,7 @@ from nestling.model.rows import Row, common_prefix, pack_row
 from nestling.model.vocabulary import token_logprobs
 from nestling.text.samples import TokenSample
 from nestling.training.learner import Loss
-from nestling.training.optimizer import ParameterGroup
+from nestling.training.optimizer import ParameterGroup, trainable
 from nestling.training.planned import FitReport, OnStep, PlannedConfig, PlannedStage, require_data, run_plan
 from nestling.training.settings import LoRAConfig
 from nestling.workspace.events import EventLog
@@ -31,11 +30,6 @@ class SFTConfig(PlannedConfig):
         1.0, gt=0, le=1, description="How far from the parent's weights to the trained ones the result lies; "
         "below 1, less is forgotten (Wortsman et al. 2022).",
     )  # fmt: skip
-
-
-def trainable(module: nn.Module, prefix: str = "") -> dict[str, nn.Parameter]:
-    """A module's parameters that want gradients, by name."""
-    return {prefix + name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def sample_loss(decoder: Decoder, row: Row) -> Loss:

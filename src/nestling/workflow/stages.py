@@ -256,10 +256,7 @@ def ppo(
     dtype, device = bench.hardware.torch_dtype, bench.hardware.device
     judge = None
     if scorer is not None and config.learned_weight > 0:
-        judge = load_scorer(scorer.folder, dtype, device)
-    if judge is not None:
-        for parameter in judge.parameters():
-            parameter.requires_grad_(False)
+        judge = load_scorer(scorer.folder, dtype, device).requires_grad_(False)
     items = fitting(bench, stage, model, items, config.max_new_tokens)
     prompts = materials.ppo_prompts(items)
     train_ppo(

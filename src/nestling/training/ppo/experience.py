@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nestling.data.packing import deal
+from nestling.data.packing import deal_rows
 from nestling.generation.protocol import Completion
 from nestling.model.rows import Row, pack_answers
 from nestling.objectives.advantages import gae, leave_one_out, whiten
@@ -38,13 +38,11 @@ def rows_of(
 ) -> Iterator[tuple[list[int], Row]]:
     """Pack groups of answers to one prompt each into rows; yields (indices of the groups, row).
 
-    A prompt lies and is computed once for all its answers. Rows are of about equal length and ``count`` of them, or
-    twice, three times as many where they would hold more than about ``row_tokens``.
+    A prompt lies and is computed once for all its answers. Rows are dealt for ``count`` workers (``deal_rows``).
     """
     parts = [(group[0].prompt_ids, [c.token_ids for c in group]) for group in groups]
     lengths = [len(prompt) + sum(map(len, answers)) for prompt, answers in parts]
-    rounds = -(-sum(lengths) // (row_tokens * count))
-    for indices in deal(lengths, rounds * count):
+    for indices in deal_rows(lengths, row_tokens, count):
         yield indices, pack_answers([parts[i] for i in indices], device)
 
 

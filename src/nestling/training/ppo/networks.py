@@ -13,9 +13,8 @@ from nestling.model.hf_folder import LoadedModel, copy_decoder
 from nestling.model.lora import adapters_off, add_lora
 from nestling.model.rows import Row
 from nestling.model.vocabulary import token_logprobs, token_logprobs_and_entropy
-from nestling.training.optimizer import ParameterGroup
+from nestling.training.optimizer import ParameterGroup, trainable
 from nestling.training.ppo.config import PPOConfig
-from nestling.training.sft import trainable
 
 
 class Networks(nn.Module):

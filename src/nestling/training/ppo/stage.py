@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from nestling.compute.process import give_memory_back
 from nestling.compute.workers import Workers
 from nestling.data.packing import epoch_order
 from nestling.errors import TrainingStopped
@@ -93,10 +94,10 @@ class PPO:
         attempts, generating = self.roll_out(step)
         minibatches = self.partition(attempts, step)
         self.look_ahead(minibatches, step)
-        traces, terms = self.evaluate(attempts, minibatches)
+        traces, terms = self.score(attempts, minibatches)
         metrics = self.describe(attempts, traces) | terms
         self.watch(metrics)
-        metrics |= self.improve(traces, minibatches, step)
+        metrics |= self.update(traces, minibatches, step)
         self.adapt_kl(metrics["kl"])
         tokens = sum(len(t.rewards) for t in traces)
         seconds = time.monotonic() - start
@@ -132,6 +133,7 @@ class PPO:
         completions = self.engine.generate_ids(ids, sampling)
         seconds = time.monotonic() - start
         self.engine.rest()  # the first update changes the weights anyway
+        give_memory_back()  # answering and updating want pieces of other sizes: kept, they would add up
         attempts = [Attempt(p.messages, c, p.check) for p, c in zip(chosen, completions, strict=True)]
         return attempts, seconds
 
@@ -167,7 +169,7 @@ class PPO:
         ]
 
     @torch.no_grad()
-    def evaluate(
+    def score(
         self, attempts: Sequence[Attempt], minibatches: Sequence[Minibatch]
     ) -> tuple[list[Trace], dict[str, float]]:
         """Score the attempts and work out what each token was worth."""
@@ -237,7 +239,7 @@ class PPO:
 
     # Updates ----------------------------------------------------------------------------------------------------
 
-    def improve(
+    def update(
         self, traces: Sequence[Trace], minibatches: Sequence[Minibatch], step: int
     ) -> dict[str, float]:
         """Several passes of clipped updates; stops before the one that finds the policy moved far enough."""

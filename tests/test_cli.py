@@ -1,0 +1,153 @@
+"""Every verb as a person types it, in a small workspace."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner
+
+from nestling.cli import COMMANDS, cli
+from nestling.errors import DataError, WorkspaceError
+from nestling.generation.engine import Engine
+from nestling.generation.protocol import Sampling
+from nestling.model.hf_folder import load_model, save_model
+from nestling.workspace import Card, Workspace
+from tiny import tiny_model
+
+TALK = '{"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]}\n'
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a base that is served and a version made from it."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "base").mkdir()
+    save_model(folder / "base", tiny_model(context_length=2048))
+    assert "v1-base" in say(folder / "nest", "fetch", str(folder / "base"), "--dtype", "float32")
+    tuned = tiny_model(1, context_length=2048)
+    card = Card(kind="sft", assistant="Nestling", parents=["v1-base"], licence="Apache-2.0")
+    Workspace(folder / "nest").versions.publish(lambda f: save_model(f, tuned), card)
+    return folder / "nest"
+
+
+def say(home: Path | None, *words: str, text: str = "") -> str:
+    """Run a command that should do well; returns all it wrote."""
+    place = ["-w", str(home)] if home else []
+    result = CliRunner().invoke(cli, [*words, *place], input=text, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def commands(group: click.Group, words: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Every command with the words that reach it."""
+    found = []
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        path = (*words, name)
+        found += [path, *(commands(command, path) if isinstance(command, click.Group) else [])]
+    return found
+
+
+@pytest.mark.parametrize("words", commands(cli), ids=" ".join)
+def test_every_command_explains_itself_and_each_option(words: tuple[str, ...]) -> None:
+    told = say(None, *words, "--help")
+    assert "Usage:" in told
+    command: click.Command = cli
+    for word in words:
+        assert isinstance(command, click.Group)
+        command = command.get_command(click.Context(command), word) or command
+    for option in command.params:
+        assert not isinstance(option, click.Option) or option.help, f"{' '.join(words)} {option.name}"
+
+
+def test_the_list_of_commands_is_the_specified_one() -> None:
+    told = say(None, "--help")
+    assert all(f"\n  {name} " in told for name in COMMANDS)
+
+
+def test_versions_are_listed_shown_promoted_and_rolled_back(home: Path) -> None:
+    told = say(home, "versions", "list")
+    assert "v1-base" in told and "v2-sft" in told
+    assert json.loads(say(home, "versions", "show", "v2-sft"))["parents"] == ["v1-base"]
+    say(home, "versions", "promote", "v2-sft")
+    assert "v1-base is served again" in say(home, "versions", "roll-back")
+    with pytest.raises(WorkspaceError, match="v9"):
+        say(home, "versions", "promote", "v9-none")
+
+
+def test_data_is_shown_and_checked_by_line(home: Path, tmp_path: Path) -> None:
+    assert "refusal" in say(None, "data", "starter") and "check" in say(
+        None, "data", "starter", "--behaviour", "refusal"
+    )
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    good.write_text(TALK)
+    bad.write_text(TALK + '{"messages": []}\n')
+    assert "1 good rows" in say(None, "data", "check", str(good))
+    told = CliRunner().invoke(cli, ["data", "check", str(bad)])
+    assert told.exit_code == 1 and "bad.jsonl:2: " in told.output
+    told = say(home, "data", "show", str(good))
+    assert "[H][e][l][l][o]" in told and "tokens are trained" in told
+    with pytest.raises(DataError, match="no row 7"):
+        say(home, "data", "show", str(good), "--row", "7")
+
+
+SMALL = ["--split", "gate", "--prompts", "2", "--max-new-tokens", "4", "--dtype", "float32", "--threads", "1"]
+
+
+def test_evaluate_writes_every_version_and_compare_the_gains(home: Path, tmp_path: Path) -> None:
+    table = say(
+        home, "evaluate", "v2-sft", *SMALL, "--json", str(tmp_path / "e"), "--html", str(tmp_path / "h")
+    )
+    assert "v1-base" in table and "v2-sft" in table and (tmp_path / "h").read_text().startswith("<!")
+    base, tuned = json.loads((tmp_path / "e").read_text())
+    assert (base["name"], tuned["name"]) == ("v1-base", "v2-sft")
+    refusal = tuned["figures"]["refusal"]
+    assert refusal["n"] == 2 and refusal["low"] <= refusal["rate"] <= refusal["high"]
+    assert {"messages", "answer", "passed", "reason"} <= tuned["rows"][0].keys()
+    say(home, "compare", "v2-sft", "v1-base", *SMALL, "--json", str(tmp_path / "c"))
+    compared = json.loads((tmp_path / "c").read_text())
+    gain = compared["differences"]["refusal"]
+    assert gain["wins"] + gain["ties"] + gain["losses"] == gain["n"] == 2
+
+
+def test_export_writes_folders_and_gguf_files_that_say_the_same(home: Path, tmp_path: Path) -> None:
+    say(home, "export", str(tmp_path / "hf"), "--version", "v2-sft")
+    say(home, "export", str(tmp_path / "m.gguf"), "--version", "v2-sft", "--gguf", "f32")
+    prompt = [3, 1, 4, 1, 5]
+    greedy = [Sampling(temperature=0, max_tokens=16)]
+    engines = [Engine(load_model(tmp_path / name, torch.float32)) for name in ("hf", "m.gguf")]
+    first, second = (engine.generate_ids([prompt], greedy)[0].token_ids for engine in engines)
+    assert first == second
+    with pytest.raises(WorkspaceError, match="exist"):
+        say(home, "export", str(tmp_path / "hf"))
+
+
+def test_chat_streams_an_answer_and_ends(home: Path) -> None:
+    told = say(home, "chat", "--max-tokens", "5", "--temperature", "0", text="Hello\n/new\n/quit\n")
+    assert "Nestling (v1-base)" in told and len(told.splitlines()) >= 2
+
+
+@pytest.mark.parametrize("words", [["up"], ["run", "quickstart"]], ids=" ".join)
+def test_dry_runs_estimate_time_memory_and_disk(words: list[str], tmp_path: Path) -> None:
+    told = say(tmp_path, *words, "--dry-run")
+    assert all(word in told for word in ("min", "GiB", "ppo")) and not list(tmp_path.iterdir())
+
+
+def test_doctor_tells_what_the_machine_can_do(tmp_path: Path) -> None:
+    assert "GFLOP/s" in say(tmp_path, "doctor")
+
+
+def test_a_stage_that_is_refused_leaves_no_run_behind(home: Path) -> None:
+    workspace = Workspace(home)
+    with (
+        workspace.lock("trainer", "this test"),
+        pytest.raises(WorkspaceError, match="raising of versions is in use"),
+    ):
+        say(home, "sft", "--dtype", "float32")
+    assert not list(workspace.runs.glob("sft-*"))
