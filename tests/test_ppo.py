@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 
 from nestling.compute.workers import Workers
@@ -20,14 +22,16 @@ from nestling.generation.protocol import Completion, Request, Sampling
 from nestling.generation.side_by_side import SideBySide
 from nestling.model.hf_folder import LoadedModel, save_model
 from nestling.model.layout import PackedLayout
+from nestling.model.rows import pack_row
 from nestling.model.scorer import Scorer
 from nestling.rewards.terms import Attempt, RewardMix
-from nestling.text.samples import training_samples
+from nestling.text.samples import TokenSample, training_samples
 from nestling.training.ppo import PPO, Networks, PPOConfig, Prompt, train_ppo
 from nestling.training.ppo.experience import Trace, joined, rows_of
+from nestling.training.ppo.rehearsal import Rehearsal
 from nestling.training.ppo.stage import Minibatch
 from nestling.training.settings import LoRAConfig
-from nestling.training.sft import SFTConfig, train_sft
+from nestling.training.sft import SFTConfig, sample_loss, train_sft
 from nestling.workspace.events import EventLog
 from test_text_support import assistant, user
 from test_training import CPU, assert_equal, run_in_pieces
@@ -382,3 +386,54 @@ def test_ppo_finds_shortest_paths(tmp_path: Path) -> None:
     )
     after = greedy()
     assert before < 0.7 and after > 0.9, (before, after)
+
+
+def demonstrations(model: LoadedModel) -> list[TokenSample]:
+    talks = [
+        [user(f"say {word}"), assistant(f"{word} it is")] for word in ("red", "blue", "green", "grey", "pink")
+    ]
+    return [sample for talk in talks for sample in training_samples(model.tokenizer, talk, "here")]
+
+
+@given(tokens=st.integers(16, 400), workers=st.integers(1, 3), updates=st.integers(1, 12))
+@settings(max_examples=25, deadline=None)
+def test_rehearsal_goes_through_all_demonstrations_before_it_repeats_one(
+    tokens: int, workers: int, updates: int
+) -> None:
+    samples = demonstrations(tiny_model())
+    rehearsal = Rehearsal(samples, tokens, workers, 0.5, seed=3, device=CPU)
+    seen: list[int] = []
+    for number in range(updates):
+        rows = rehearsal.of_update(number, 30)
+        assert len(rows) == workers
+        assert sum(r.weight * len(r.row.targets) for r in rows) == pytest.approx(0.5 * 30)
+        seen += [len(r.row.targets) for r in rows]
+    whole = len(rehearsal._rows)
+    targets = sum(sum(s.loss_mask[1:]) for s in samples)
+    for at in range(0, len(seen) - whole + 1, whole):
+        assert sum(seen[at : at + whole]) == targets
+    again = Rehearsal(samples, tokens, workers, 0.5, seed=3, device=CPU).of_update(updates - 1, 30)
+    assert all(torch.equal(a.row.ids, b.row.ids) for a, b in zip(rows, again, strict=True))
+
+
+@pytest.mark.parametrize("workers", [Workers(), Workers(2)], ids=["alone", "two"])
+def test_demonstrations_keep_what_the_reward_would_unlearn(workers: Workers, tmp_path: Path) -> None:
+    losses = {}
+    for coef in (0.0, 1.0):
+        model = tiny_model()
+        events = EventLog(tmp_path / f"{coef}.events")
+        changes = {
+            "iterations": 4,
+            "demonstration_coef": coef,
+            "demonstration_tokens": 64,
+            "critic_warmup": 0,
+        }
+        train_ppo(
+            model, PROMPTS, None, PPOConfig(**SMALL | changes), tmp_path / str(coef), events,
+            reward=RewardMix([(Vowels(), 1.0)]), workers=workers, demonstrations=demonstrations(model),
+        )  # fmt: skip
+        with torch.no_grad():
+            losses[coef] = sample_loss(model.decoder, pack_row(demonstrations(model), CPU)).total.item()
+        first = next(e for e in events.read()[0] if e["kind"] == "step")["metrics"]
+        assert ("demonstration_loss" in first) == (coef > 0) and first["first_ratio"] == 1
+    assert losses[1.0] < 0.8 * losses[0.0]

@@ -187,7 +187,9 @@ def ppo(call: Call, scorer_name: str | None, file: str | None) -> None:
     items = _items(file) if file else materials.ppo_items(call.recipe)
     scorer = call.workspace.versions.get(scorer_name) if scorer_name else None
     with call.bench(scorer_name, file and file_digest(Path(file))) as bench:
-        _published(stages.ppo(bench, call.parent, scorer, items, call.recipe.ppo))
+        _published(
+            stages.ppo(bench, call.parent, scorer, items, call.recipe.ppo, call.recipe.data, call.recipe.seed)
+        )
 
 
 def _items(file: str) -> list[Item]:

@@ -83,7 +83,9 @@ class Run:
             lambda b: stages.reward_model(b, tuned, rows, recipe.reward_model, recipe.rank.validation_share),
         )
         prompts = materials.ppo_items(recipe)
-        aligned = self.made("ppo", lambda b: stages.ppo(b, tuned, scorer, prompts, recipe.ppo))
+        aligned = self.made(
+            "ppo", lambda b: stages.ppo(b, tuned, scorer, prompts, recipe.ppo, recipe.data, recipe.seed)
+        )
         self.gated(aligned, base, base_results, "gate-ppo")
         with self.stage("report"):
             self.report([base, tuned, aligned])

@@ -246,9 +246,10 @@ def describe_reward_model(measured: dict[str, Any]) -> str:
 
 def ppo(
     bench: Bench, parent: Version, scorer: Version | None, items: Sequence[Item], config: PPOConfig,
-    stage: str = "ppo",
+    data: DataConfig | None = None, seed: int = 0, stage: str = "ppo",
 ) -> Version:  # fmt: skip
-    """Align ``parent`` by PPO against the reward model and the rules."""
+    """Align ``parent`` by PPO against the reward model and the rules, with demonstrations of ``data`` mixed in where
+    the settings say so (``seed`` chooses them as in fine-tuning)."""
     done = bench.published(stage)
     if done:
         return done
@@ -259,11 +260,15 @@ def ppo(
         judge = load_scorer(scorer.folder, dtype, device).requires_grad_(False)
     items = fitting(bench, stage, model, items, config.max_new_tokens)
     prompts = materials.ppo_prompts(items)
+    hashes, demonstrations = {"prompts": materials.digest([i.id for i in items])}, []
+    if data is not None and config.demonstration_coef > 0:
+        material = materials.sft_material(data, seed, parent.card.assistant, model.tokenizer, [])
+        hashes, demonstrations = hashes | material.hashes, material.train
     train_ppo(
         model, prompts, judge, config, bench.folder, bench.events,
-        checkpoint_seconds=bench.checkpoint_seconds, workers=bench.workers,
+        checkpoint_seconds=bench.checkpoint_seconds, workers=bench.workers, demonstrations=demonstrations,
     )  # fmt: skip
-    card = child_card("ppo", parent, {"prompts": materials.digest([i.id for i in items])}, {})
+    card = child_card("ppo", parent, hashes, {})
     if scorer is not None:
         card.parents.append(scorer.name)
     return bench.publish(stage, lambda folder: save_model(folder, model), card)

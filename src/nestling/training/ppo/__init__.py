@@ -12,6 +12,7 @@ from nestling.model.hf_folder import LoadedModel, copy_decoder
 from nestling.model.lora import merge_lora
 from nestling.model.scorer import Scorer
 from nestling.rewards.terms import CheckScore, LearnedScore, Looping, RewardMix, Term, Unfinished
+from nestling.text.samples import TokenSample
 from nestling.training.loop import fit
 from nestling.training.ppo.config import PPOConfig
 from nestling.training.ppo.networks import Networks
@@ -46,11 +47,12 @@ def train_ppo(
     on_step: Callable[[int, int, dict[str, float]], None] | None = None,
     checkpoint_seconds: float = 60.0,
     workers: Workers | None = None,
+    demonstrations: Sequence[TokenSample] = (),
 ) -> None:
     """Align ``model`` in place. Its weights at the start are the reference.
 
     ``reward`` replaces the mix of the settings. A separate critic starts from the reward model's trunk, or from the
-    policy's when there is none.
+    policy's when there is none. ``demonstrations`` take part where ``config.demonstration_coef`` says so.
 
     Raises:
         DataError: no prompts.
@@ -67,7 +69,7 @@ def train_ppo(
     workers = workers or Workers()
     engine = SideBySide(model, workers, max_batch=config.prompts * config.samples)
     mix = reward or reward_mix(config, scorer, workers)
-    stage = PPO(networks, engine, prompts, mix, config, folder, workers)
+    stage = PPO(networks, engine, prompts, mix, config, folder, workers, demonstrations)
     fit(
         stage,
         folder,

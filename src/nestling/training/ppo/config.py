@@ -53,6 +53,10 @@ class PPOConfig(OptimizerConfig):
     value_coef: float = Field(
         0.1, ge=0, description="Weight of the value loss; 0 sends nothing into the trunk."
     )
+    demonstration_coef: float = Field(
+        0.0, ge=0, description="Weight of the fine-tuning loss on demonstrations in every update; 0 is off."
+    )
+    demonstration_tokens: int = Field(512, ge=16, description="Tokens of demonstrations in an update.")
     stop_kl: float = Field(
         0.05, gt=0, description="Mean KL to the rollout policy that ends an iteration's updates."
     )

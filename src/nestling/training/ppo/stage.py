@@ -30,6 +30,7 @@ from nestling.model.rows import Row
 from nestling.objectives.policy import explained_variance, ppo_policy_loss, value_loss
 from nestling.rewards.terms import Attempt, RewardMix
 from nestling.text.messages import Message
+from nestling.text.samples import TokenSample
 from nestling.training.learner import Learner, Loss
 from nestling.training.ppo.config import PPOConfig
 from nestling.training.ppo.experience import (
@@ -41,6 +42,7 @@ from nestling.training.ppo.experience import (
     with_advantages,
 )
 from nestling.training.ppo.networks import Networks
+from nestling.training.ppo.rehearsal import Rehearsal, Rehearsed
 from nestling.training.schedule import rate_scale
 from nestling.workspace import atomic
 
@@ -57,6 +59,9 @@ Minibatch = list[tuple[Row, list[int]]]
 """Rows of an update, each with the indices of the answers packed into it."""
 
 
+Batch = tuple[Row, list[Trace]] | Rehearsed
+"""What one worker computes at a time: a row of answers with their traces, or one of demonstrations."""
+
 Computed = TypeVar("Computed")
 
 
@@ -67,7 +72,7 @@ class PPO:
 
     def __init__(
         self, networks: Networks, engine: Engine | SideBySide, prompts: Sequence[Prompt], reward: RewardMix,
-        config: PPOConfig, folder: Path, workers: Workers | None = None,
+        config: PPOConfig, folder: Path, workers: Workers | None = None, demonstrations: Sequence[TokenSample] = (),
     ) -> None:  # fmt: skip
         self.networks, self.engine, self.prompts, self.reward = networks, engine, prompts, reward
         self.config, self.folder = config, folder
@@ -75,6 +80,12 @@ class PPO:
         self.device = networks.policy.device
         self.kl_coef = config.kl_coef
         self.silent_iterations = 0
+        self.rehearsal: Rehearsal | None = None
+        if demonstrations and config.demonstration_coef > 0:
+            self.rehearsal = Rehearsal(
+                demonstrations, config.demonstration_tokens, self.learner.workers.count,
+                config.demonstration_coef, config.seed, self.device,
+            )  # fmt: skip
         self._ahead: dict[int, tuple[Tensor, Tensor, Tensor] | None] = {}
 
     @property
@@ -245,10 +256,15 @@ class PPO:
         """Several passes of clipped updates; stops before the one that finds the policy moved far enough."""
         scale = rate_scale(step, self.total_steps, self.config.warmup_steps, self.config.schedule)
         history: list[dict[str, float]] = []
+        done = step * self.config.epochs * self.config.minibatches
         for epoch in range(self.config.epochs):
             for number in self.update_order(minibatches, step, epoch):
-                batches = [(row, [traces[i] for i in indices]) for row, indices in minibatches[number]]
-                count = sum(len(row.targets) for row, _ in batches)
+                batches: list[Batch] = [
+                    (row, [traces[i] for i in indices]) for row, indices in minibatches[number]
+                ]
+                count = sum(len(row.targets) for row, _ in minibatches[number])
+                if self.rehearsal is not None:
+                    batches += self.rehearsal.of_update(done + len(history), count)
                 means = self.learner.gradients(batches, count, self.loss)
                 if means["update_kl"] > self.config.stop_kl:
                     self.learner.optimizer.zero_grad()
@@ -260,8 +276,10 @@ class PPO:
         """The minibatches in the order of an epoch's updates."""
         return epoch_order(len(minibatches), derive_seed(self.config.seed, step), epoch)
 
-    def loss(self, networks: Networks, batch: tuple[Row, list[Trace]]) -> Loss:
-        """Clipped policy loss plus weighted value loss, summed over the row's tokens."""
+    def loss(self, networks: Networks, batch: Batch) -> Loss:
+        """Clipped policy loss plus weighted value loss, summed over the row's tokens; of demonstrations, theirs."""
+        if isinstance(batch, Rehearsed):
+            return batch.loss(networks.policy)
         row, traces = batch
         old, returns = joined(traces, "logprobs"), joined(traces, "returns")
         logprobs, entropy, values = self._ahead.pop(id(row), None) or networks(row)
