@@ -11,9 +11,10 @@ import torch
 from click.testing import CliRunner
 
 from nestling.cli import COMMANDS, cli
+from nestling.compute.workers import Workers
 from nestling.errors import DataError, WorkspaceError
-from nestling.generation.engine import Engine
 from nestling.generation.protocol import Sampling
+from nestling.generation.side_by_side import SideBySide
 from nestling.model.hf_folder import load_model, save_model
 from nestling.workspace import Card, Workspace
 from tiny import tiny_model
@@ -121,7 +122,8 @@ def test_export_writes_folders_and_gguf_files_that_say_the_same(home: Path, tmp_
     say(home, "export", str(tmp_path / "m.gguf"), "--version", "v2-sft", "--gguf", "f32")
     prompt = [3, 1, 4, 1, 5]
     greedy = [Sampling(temperature=0, max_tokens=16)]
-    engines = [Engine(load_model(tmp_path / name, torch.float32)) for name in ("hf", "m.gguf")]
+    models = [load_model(tmp_path / name, torch.float32) for name in ("hf", "m.gguf")]
+    engines = [SideBySide(model, Workers(), max_batch=1) for model in models]
     first, second = (engine.generate_ids([prompt], greedy)[0].token_ids for engine in engines)
     assert first == second
     with pytest.raises(WorkspaceError, match="exist"):

@@ -62,7 +62,7 @@ def make_ppo(
     model = model or tiny_model(dtype=dtype)
     critic = tiny_model(seed=9, dtype=dtype).decoder if config.critic == "separate" else None
     networks = Networks(model, config, critic)
-    engine = SideBySide(model, workers, max_batch=32) if workers else Engine(model)
+    engine = SideBySide(model, workers or Workers(), max_batch=32)
     return PPO(networks, engine, PROMPTS, RewardMix([(Vowels(), 1.0)]), config, folder, workers)
 
 

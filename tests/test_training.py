@@ -258,14 +258,7 @@ def run_in_pieces(make_stage: Any, folder: Path, kill_after: list[int]) -> Any:
                 raise Killed
 
         try:
-            fit(
-                stage,
-                folder,
-                EventLog(folder / "events.jsonl"),
-                device=CPU,
-                checkpoint_seconds=0,
-                on_step=on_step,
-            )
+            fit(stage, folder, EventLog(folder / "events.jsonl"), checkpoint_seconds=0, on_step=on_step)
             return stage
         except Killed:
             continue

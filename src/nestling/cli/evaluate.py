@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from nestling.cli.common import choose_hardware, find_version, hardware_options, workspace_option
+from nestling.cli.options import from_config, to_config
 from nestling.data import curriculum
 from nestling.errors import ConfigError
 from nestling.evaluation.compare import compare as compare_results
@@ -40,19 +41,10 @@ json_option = click.option(
 html_option = click.option(
     "--html", "html_path", type=click.Path(path_type=Path), help="Write a report page here."
 )
-tokens_option = click.option(
-    "--max-new-tokens",
-    type=click.IntRange(1),
-    default=96,
-    show_default=True,
-    help="Longest answer in tokens.",
-)
 prompts_option = click.option(
     "--prompts", type=click.IntRange(1), help="Prompts of every behaviour.  [default: the suite's sizes]"
 )
-seed_option = click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Which prompts are chosen."
-)
+asked_options = from_config(EvaluationConfig, recipe=False)
 
 
 class _Measuring:
@@ -80,9 +72,10 @@ class _Measuring:
         return [first] if base.name == version.name else [first, self.results(version, first)]
 
 
-def _config(prompts: int | None, max_new_tokens: int, seed: int) -> EvaluationConfig:
+def _config(prompts: int | None, **asked: Any) -> EvaluationConfig:
     sizes = dict.fromkeys(curriculum.load().behaviours, prompts) if prompts else {}
-    return EvaluationConfig(max_new_tokens=max_new_tokens, seed=seed, sizes=sizes)
+    config: EvaluationConfig = to_config(EvaluationConfig, asked, EvaluationConfig(sizes=sizes))
+    return config
 
 
 def _write(results: list[Results], json_path: Path | None, html_path: Path | None) -> None:
@@ -113,16 +106,14 @@ def _write(results: list[Results], json_path: Path | None, html_path: Path | Non
 )
 @split_option
 @prompts_option
-@tokens_option
-@seed_option
+@asked_options
 @json_option
 @html_option
 @hardware_options
 @workspace_option
 def evaluate(names: tuple[str, ...], endpoint: str | None, endpoint_model: str | None, assistant: str, detectors: bool,
-             pyrit: Path | None, split: str, prompts: int | None, max_new_tokens: int, seed: int,
-             json_path: Path | None, html_path: Path | None, dtype: str, threads: int,
-             root: str | None) -> None:  # fmt: skip
+             pyrit: Path | None, split: str, prompts: int | None, json_path: Path | None,
+             html_path: Path | None, dtype: str, threads: int, root: str | None, **asked: Any) -> None:  # fmt: skip
     """Measure versions (the served one by default) beside their base, or any OpenAI-compatible server."""
     if (detectors or pyrit) and (names or endpoint or json_path or html_path):
         raise ConfigError("--detectors and --pyrit measure the checks, not a version, and write no file.",
@@ -132,7 +123,7 @@ def evaluate(names: tuple[str, ...], endpoint: str | None, endpoint_model: str |
         for quality in found:
             click.echo(quality.sentence())
         return
-    config = _config(prompts, max_new_tokens, seed)
+    config = _config(prompts, **asked)
     if endpoint:
         if names:
             raise ConfigError(f"{names[0]!r} is a version of this workspace, --endpoint is another server.",
@@ -141,14 +132,14 @@ def evaluate(names: tuple[str, ...], endpoint: str | None, endpoint_model: str |
             raise ConfigError(
                 "--endpoint needs --model.", remedy="Name the model as the server lists it at /v1/models."
             )
-        suite = build_suite(split, seed, sizes=config.sizes, assistant=assistant)  # type: ignore[arg-type]
+        suite = build_suite(split, config.seed, sizes=config.sizes, assistant=assistant)  # type: ignore[arg-type]
         # Nobody can tell whether the model behind a name is still the same: its answers are kept for this run only.
         with Progress(console=Console(stderr=True)) as progress, TemporaryDirectory() as answers:
             task = progress.add_task(f"asking {endpoint_model}")
             result = evaluate_generator(
                 Endpoint(endpoint, endpoint_model), suite, name=endpoint_model, identity=f"{endpoint}#{endpoint_model}",
                 cache=Path(answers),
-                sampling=Sampling(temperature=0, max_tokens=max_new_tokens),
+                sampling=Sampling(temperature=0, max_tokens=config.max_new_tokens),
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )  # fmt: skip
         _write([result], json_path, html_path)
@@ -166,15 +157,14 @@ def evaluate(names: tuple[str, ...], endpoint: str | None, endpoint_model: str |
 @click.argument("second")
 @split_option
 @prompts_option
-@tokens_option
-@seed_option
+@asked_options
 @json_option
 @hardware_options
 @workspace_option
-def compare(first: str, second: str, split: str, prompts: int | None, max_new_tokens: int, seed: int,
-            json_path: Path | None, dtype: str, threads: int, root: str | None) -> None:  # fmt: skip
+def compare(first: str, second: str, split: str, prompts: int | None, json_path: Path | None, dtype: str,
+            threads: int, root: str | None, **asked: Any) -> None:  # fmt: skip
     """Compare version FIRST with version SECOND on the same prompts."""
-    bench = _Measuring(root, dtype, threads, split, _config(prompts, max_new_tokens, seed))
+    bench = _Measuring(root, dtype, threads, split, _config(prompts, **asked))
     versions = [bench.workspace.versions.get(name) for name in (first, second)]
     base = bench.with_base(versions[0])[0]
     a, b = (base if v.name == base.name else bench.results(v, base) for v in versions)

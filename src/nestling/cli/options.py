@@ -15,10 +15,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 _SCALARS: dict[Any, Any] = {int: int, float: float, str: str, bool: bool}
 
 
-def from_config(kind: type[Config], *skip: str) -> Callable[[F], F]:
+def from_config(kind: type[Config], *skip: str, recipe: bool = True) -> Callable[[F], F]:
     """Decorate a command with one option per field of ``kind``; values arrive as keyword arguments, None if unset.
 
-    Nested sections become ``--section.key``.
+    Nested sections become ``--section.key``. ``recipe``: whether a recipe's values come before the defaults.
     """
 
     def decorate(command: F) -> F:
@@ -31,7 +31,7 @@ def from_config(kind: type[Config], *skip: str) -> Callable[[F], F]:
                 type=_click_type(field.annotation),
                 multiple=get_origin(field.annotation) is tuple,
                 default=None,
-                help=_help(field),
+                help=_help(field, recipe),
             )(command)
         return command
 
@@ -98,7 +98,7 @@ def _click_type(annotation: Any) -> Any:
     return None
 
 
-def _help(field: FieldInfo) -> str:
+def _help(field: FieldInfo, recipe: bool) -> str:
     default = field.get_default(call_default_factory=True)
     shown = "none" if default is None else default
-    return f"{field.description or ''}  [default: what the recipe says, else {shown}]"
+    return f"{field.description or ''}  [default: {'what the recipe says, else ' if recipe else ''}{shown}]"

@@ -162,15 +162,13 @@ def rank(call: Call, file: str | None) -> None:
     "--data", "file", required=True, type=click.Path(exists=True, dir_okay=False), help="Rankings, JSONL."
 )
 @click.option(
-    "--validation-share",
-    type=click.FloatRange(0, 0.5, min_open=True),
-    default=0.15,
-    show_default=True,
-    help="Share kept for validation.",
-)
+    "--validation-share", type=click.FloatRange(0, 0.5, min_open=True),
+    help="Share of the rankings kept for validation.  [default: what the recipe says]",
+)  # fmt: skip
 @stage_options("reward_model", RewardModelConfig)
-def reward_model(call: Call, file: str, validation_share: float) -> None:
+def reward_model(call: Call, file: str, validation_share: float | None) -> None:
     """Train a reward model on rankings."""
+    validation_share = validation_share or call.recipe.rank.validation_share
     rows = stages.stored_rankings(Path(file))
     with call.bench(materials.digest(rows), validation_share) as bench:
         made = stages.reward_model(bench, call.parent, rows, call.recipe.reward_model, validation_share)

@@ -27,7 +27,7 @@ from nestling.workspace import Version, Workspace
 
 
 @click.command()
-@from_config(ServerSettings, "token_hash")
+@from_config(ServerSettings, "token_hash", recipe=False)
 @click.option(
     "--max-batch", type=click.IntRange(1), default=8, show_default=True, help="Answers generated at a time."
 )

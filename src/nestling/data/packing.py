@@ -82,3 +82,15 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
         return hashlib.blake2b(f"{seed}/{epoch}/{index}".encode(), digest_size=16).digest()
 
     return sorted(range(count), key=draw)
+
+
+def walk(count: int, seed: int, start: int, stop: int) -> list[int]:
+    """Steps ``start`` to ``stop`` of an endless walk through ``range(count)``, in a new order each time around."""
+    orders: dict[int, list[int]] = {}
+    chosen = []
+    for position in range(start, stop):
+        epoch, at = divmod(position, count)
+        if epoch not in orders:
+            orders[epoch] = epoch_order(count, seed, epoch)
+        chosen.append(orders[epoch][at])
+    return chosen

@@ -167,12 +167,6 @@ class Engine:
         tickets = [self.submit(request) for request in requests]
         return self.drain(tickets, answered)
 
-    def generate_ids(
-        self, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling]
-    ) -> list[Completion]:
-        """Answer prompts that are already token ids, each with its own sampling."""
-        return self.drain([self.submit_ids(p, s) for p, s in zip(prompts, sampling, strict=True)])
-
     def stream(self, request: Request) -> Iterator[Chunk]:
         """Answer one request piece by piece; closing the iterator cancels it."""
         ticket = self.submit(request)

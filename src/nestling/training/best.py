@@ -37,11 +37,13 @@ class BestWeights:
 
     def restore(self, share: float = 1.0) -> None:
         """Put the best weights back, or weights ``share`` of the way to them from those of the first record."""
-        if self.step >= 0:
-            best, first = load_file(self._file(self.step)), load_file(self._file(self._first))
-            with torch.no_grad():
-                for name, parameter in self.parameters.items():
-                    parameter.copy_(torch.lerp(first[name].float(), best[name].float(), share))
+        if self.step < 0:
+            return
+        best = load_file(self._file(self.step))
+        first = load_file(self._file(self._first)) if share < 1 else best
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(torch.lerp(first[name].float(), best[name].float(), share))
 
     @property
     def _first(self) -> int:

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,18 +20,18 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
         return
     with atomic.new_folder(final) as temporary:
         save_file({name: t.contiguous() for name, t in tensors.items()}, temporary / "state.safetensors")
-        (temporary / "state.json").write_text(json.dumps({"step": step, **state}))
+        (temporary / "state.json").write_text(json.dumps({"step": step, "stage": state}))
     for older in checkpoints(folder)[:-1]:
         shutil.rmtree(older)
 
 
-def load_checkpoint(folder: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The newest checkpoint's tensors and state, or None when there is none."""
+def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+    """The newest checkpoint's step, tensors and state, or None when there is none."""
     found = checkpoints(folder)
     if not found:
         return None
-    state = json.loads((found[-1] / "state.json").read_text())
-    return load_file(found[-1] / "state.safetensors", device=str(device)), state
+    saved = json.loads((found[-1] / "state.json").read_text())
+    return saved["step"], load_file(found[-1] / "state.safetensors"), saved["stage"]
 
 
 def checkpoints(folder: Path) -> list[Path]:

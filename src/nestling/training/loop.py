@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
-from nestling.compute.process import give_memory_back
 from nestling.errors import TrainingStopped
 from nestling.training.checkpoint import load_checkpoint, save_checkpoint
 from nestling.training.learner import Learner
 from nestling.workspace import atomic
 from nestling.workspace.events import EventLog
 
-_TIDY_SECONDS = 20.0  # asking for the memory again then costs under 2 % of the time
 _CHECKPOINT_SHARE = 0.02  # of the time may go into checkpoints, where a disk is slow
 
 
@@ -38,7 +35,10 @@ class Stage(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """Everything besides the optimizer that later steps depend on, as JSON."""
+        """Everything besides the optimizer that later steps depend on, as JSON; asked for at every checkpoint.
+
+        A step that raises ``TrainingStopped`` before its first update must have left it as it was.
+        """
         ...
 
     def load_state(self, state: dict[str, Any]) -> None: ...
@@ -60,7 +60,6 @@ def fit(
     folder: Path,
     events: EventLog,
     *,
-    device: torch.device,
     checkpoint_seconds: float = 60.0,
     on_step: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> None:
@@ -72,52 +71,42 @@ def fit(
     Raises:
         TrainingStopped: a step failed; the last checkpoint is kept.
     """
-    try:
-        _fit(stage, folder, events, device, checkpoint_seconds, on_step)
-    except TrainingStopped as problem:
-        events.append("stage_failed", stage=stage.name, reason=str(problem))
-        raise
-    finally:
-        stage.learner.optimizer.close()
+    optimizer, total = stage.learner.optimizer, stage.total_steps
+    with closing(optimizer):
+        done = _resume(stage, folder)
+        events.append("stage_started", stage=stage.name, step=done, total=total, resumed=done > 0)
+        progress, saved, pause = Progress(done, total), time.monotonic(), checkpoint_seconds
+        while done < total:
+            updates = optimizer.steps
+            try:
+                metrics = stage.step(done)
+            except TrainingStopped as problem:
+                if done and optimizer.steps == updates:  # nothing has moved yet
+                    save_checkpoint(folder, done, optimizer.state(), stage.state())
+                events.append("stage_failed", stage=stage.name, reason=str(problem))
+                raise
+            done += 1
+            left = round(progress.seconds_left(done), 1)
+            events.append(
+                "step", stage=stage.name, step=done, total=total, seconds_left=left, metrics=metrics
+            )
+            if on_step:
+                on_step(done, total, metrics)
+            if (start := time.monotonic()) - saved >= pause and done < total:
+                save_checkpoint(folder, done, optimizer.state(), stage.state())
+                saved = time.monotonic()
+                if checkpoint_seconds:
+                    pause = max(checkpoint_seconds, (saved - start) / _CHECKPOINT_SHARE)
+        events.append("stage_finished", stage=stage.name, step=done, total=total)
 
 
-def _fit(
-    stage: Stage, folder: Path, events: EventLog, device: torch.device, checkpoint_seconds: float,
-    on_step: Callable[[int, int, dict[str, float]], None] | None,
-) -> None:  # fmt: skip
+def _resume(stage: Stage, folder: Path) -> int:
+    """Take up the last checkpoint in ``folder``; returns how many steps it has behind it, 0 when there is none."""
     atomic.remove_partials(folder)
-    done = 0
-    found = load_checkpoint(folder, device)
-    if found:
-        tensors, state = found
-        stage.learner.optimizer.load_state(tensors)
-        stage.load_state(state["stage"])
-        done = state["step"]
-    total = stage.total_steps
-    events.append("stage_started", stage=stage.name, step=done, total=total, resumed=bool(found))
-    progress, saved, tidied = Progress(done, total), time.monotonic(), time.monotonic()
-    pause = checkpoint_seconds
-    while done < total:
-        before, updates = stage.state(), stage.learner.optimizer.steps
-        try:
-            metrics = stage.step(done)
-        except TrainingStopped:
-            if done and stage.learner.optimizer.steps == updates:  # nothing has moved yet
-                save_checkpoint(folder, done, stage.learner.optimizer.state(), {"stage": before})
-            raise
-        done += 1
-        left = progress.seconds_left(done)
-        events.append(
-            "step", stage=stage.name, step=done, total=total, seconds_left=round(left, 1), metrics=metrics
-        )
-        if on_step:
-            on_step(done, total, metrics)
-        if time.monotonic() - tidied >= _TIDY_SECONDS:
-            give_memory_back()
-            tidied = time.monotonic()
-        if (start := time.monotonic()) - saved >= pause and done < total:
-            save_checkpoint(folder, done, stage.learner.optimizer.state(), {"stage": stage.state()})
-            saved = time.monotonic()
-            if checkpoint_seconds:
-                pause = max(checkpoint_seconds, (saved - start) / _CHECKPOINT_SHARE)
-    events.append("stage_finished", stage=stage.name, step=done, total=total)
+    found = load_checkpoint(folder)
+    if found is None:
+        return 0
+    step, tensors, state = found
+    stage.learner.optimizer.load_state(tensors)
+    stage.load_state(state)
+    return step

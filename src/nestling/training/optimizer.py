@@ -221,5 +221,7 @@ class MasterAdamW:
             master.copy_(tensors[f"master/{name}"])
             keys = ("step", "exp_avg", "exp_avg_sq")
             if f"step/{name}" in tensors:
-                self._adam.state[master] = {key: tensors[f"{key}/{name}"].clone() for key in keys}
+                self._adam.state[master] = {
+                    key: tensors[f"{key}/{name}"].to(master.device, copy=True) for key in keys
+                }
         self.publish()

@@ -87,7 +87,7 @@ class FitReport:
     @property
     def remark(self) -> str:
         end = "It was still falling at the end: more data or epochs may help." if self.still_falling else ""
-        long = f"{self.too_long} samples were longer than a row and were left out." if self.too_long else ""
+        long = f"{self.too_long} samples fit no row and were left out." if self.too_long else ""
         fell = f"Validation loss {self.first_loss:.3f} -> {self.best_loss:.3f} at step {self.best_step}."
         kept = f"Kept: weights {self.interpolation:g} of the way there, {self.loss:.3f}."
         return " ".join(part for part in (long, fell, kept if self.interpolation < 1 else "", end) if part)
@@ -108,7 +108,7 @@ class PlannedStage(ABC, Generic[Network, Item]):
         self, network: Network, items: Sequence[Item], validation: Sequence[Item], config: PlannedConfig,
         groups: Sequence[ParameterGroup], folder: Path, workers: Workers | None = None,
     ) -> None:  # fmt: skip
-        self.items, self.validation, self.config = items, validation, config
+        self.items, self.config = items, config
         self.plan = plan_steps(
             [self.length(item) for item in items], row_tokens=config.row_tokens, batch_tokens=config.batch_tokens,
             token_budget=config.max_tokens, epochs=config.epochs, seed=config.seed,
@@ -118,6 +118,11 @@ class PlannedStage(ABC, Generic[Network, Item]):
                 f"max_tokens = {config.max_tokens} does not hold one row of the data.",
                 remedy=f"Raise max_tokens, or lower row_tokens (now {config.row_tokens}).",
             )
+        lengths, size = [self.length(item) for item in validation], config.row_tokens
+        held = plan_steps(
+            lengths, row_tokens=size, batch_tokens=size, token_budget=sum(lengths), epochs=1, seed=0
+        )
+        self.validation_rows = [[validation[i] for i in row] for step in held for row in step]
         self.learner = Learner(network, groups, config.max_grad_norm, workers)
         trained: dict[str, Tensor] = {n: p for group in groups for n, p in group.parameters.items()}
         self.best = BestWeights(folder, trained)
@@ -161,14 +166,10 @@ class PlannedStage(ABC, Generic[Network, Item]):
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Mean loss on the validation set, and the metrics of its rows as means."""
-        lengths = [self.length(item) for item in self.validation]
-        size = self.config.row_tokens
-        plan = plan_steps(
-            lengths, row_tokens=size, batch_tokens=size, token_budget=sum(lengths), epochs=1, seed=0
-        )
-        rows = [[self.validation[i] for i in row] for step in plan for row in step]
         networks = self.learner.networks
-        losses = self.learner.workers.map(lambda worker, row: self.row_loss(networks[worker], row), rows)
+        losses = self.learner.workers.map(
+            lambda worker, row: self.row_loss(networks[worker], row), self.validation_rows
+        )
         means = {"loss": sum(loss.total.item() for loss in losses) / sum(loss.count for loss in losses)}
         for name in losses[0].metrics:
             total, count = (sum(loss.metrics[name][i] for loss in losses) for i in (0, 1))
@@ -183,8 +184,8 @@ class PlannedStage(ABC, Generic[Network, Item]):
 
 
 def run_plan(
-    stage: PlannedStage[Any, Any], too_long: int, folder: Path, events: EventLog, device: torch.device,
-    on_step: OnStep | None, checkpoint_seconds: float,
+    stage: PlannedStage[Any, Any], too_long: int, folder: Path, events: EventLog, on_step: OnStep | None,
+    checkpoint_seconds: float,
 ) -> FitReport:  # fmt: skip
     """Go through the plan and leave the network with the weights of lowest validation loss.
 
@@ -194,9 +195,8 @@ def run_plan(
         TrainingStopped: the loss is no longer finite.
     """
     if too_long:
-        size = stage.config.row_tokens
-        events.append("samples_left_out", stage=stage.name, count=too_long, longer_than=size)
-    fit(stage, folder, events, device=device, on_step=on_step, checkpoint_seconds=checkpoint_seconds)
+        events.append("samples_left_out", stage=stage.name, count=too_long)
+    fit(stage, folder, events, on_step=on_step, checkpoint_seconds=checkpoint_seconds)
     best = stage.best
     best.restore()
     return FitReport(

@@ -100,7 +100,7 @@ def train_reward_model(
         DataError: no usable ranking (of two different ranks) fits a row.
         TrainingStopped: the loss is no longer finite.
     """
-    context, device = scorer.decoder.config.context_length, scorer.decoder.device
+    context = scorer.decoder.config.context_length
     fits = lambda r: len(r) <= config.row_tokens and r.longest <= context
     fitting, held = ([r for r in part if fits(r)] for part in (rankings, validation))
     too_long = len(rankings) + len(validation) - len(fitting) - len(held)
@@ -108,4 +108,4 @@ def train_reward_model(
     teaches = bool(usable) and bool(held)
     require_data("rankings", len(rankings), len(validation), teaches, config.row_tokens)
     stage = RewardModelStage(scorer, usable, held, config, folder, workers)
-    return run_plan(stage, too_long, folder, events, device, on_step, checkpoint_seconds)
+    return run_plan(stage, too_long, folder, events, on_step, checkpoint_seconds)

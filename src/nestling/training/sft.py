@@ -92,7 +92,7 @@ def train_sft(
         model.decoder.lm_head.weight.requires_grad_(False)
     stage = SFT(model.decoder, fitting, held, config, folder, workers)
     too_long = len(samples) + len(validation) - len(fitting) - len(held)
-    report = run_plan(stage, too_long, folder, events, model.decoder.device, on_step, checkpoint_seconds)
+    report = run_plan(stage, too_long, folder, events, on_step, checkpoint_seconds)
     if config.lora:
         merge_lora(model.decoder, config.interpolation)
         stage.learner.networks = [model.decoder] * len(stage.learner.networks)  # the others are not merged

@@ -198,7 +198,7 @@ def fitting(
     room = model.config.context_length - new_tokens
     kept = [item for item in items if len(model.tokenizer.render_prompt(item.messages)) <= room]
     if len(kept) < len(items):
-        bench.events.append("samples_left_out", stage=stage, count=len(items) - len(kept), longer_than=room)
+        bench.events.append("samples_left_out", stage=stage, count=len(items) - len(kept))
     if not kept:
         raise DataError(
             f"none of the {len(items)} prompts leaves room for {new_tokens} new tokens.",

@@ -70,13 +70,6 @@ def train_ppo(
     engine = SideBySide(model, workers, max_batch=config.prompts * config.samples)
     mix = reward or reward_mix(config, scorer, workers)
     stage = PPO(networks, engine, prompts, mix, config, folder, workers, demonstrations)
-    fit(
-        stage,
-        folder,
-        events,
-        device=model.decoder.device,
-        on_step=on_step,
-        checkpoint_seconds=checkpoint_seconds,
-    )
+    fit(stage, folder, events, on_step=on_step, checkpoint_seconds=checkpoint_seconds)
     if config.lora:
         merge_lora(model.decoder)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from nestling.data.packing import deal_rows
 from nestling.generation.protocol import Completion
 from nestling.model.rows import Row, pack_answers
 from nestling.objectives.advantages import gae, leave_one_out, whiten
+from nestling.objectives.policy import kl_estimate
 
 
 @dataclass(frozen=True)
-class Trace:
+class Scored:
     """One answer token by token; every tensor is fp32 [n] for its n tokens.
 
     ``score`` is what the whole answer earned, before it is measured against its siblings. ``logprobs`` are the
@@ -29,6 +31,12 @@ class Trace:
     reference_logprobs: Tensor
     values: Tensor
     rewards: Tensor
+
+
+@dataclass(frozen=True)
+class Trace(Scored):
+    """What the updates learn from; fp32 [n] too."""
+
     advantages: Tensor
     returns: Tensor
 
@@ -59,24 +67,24 @@ def against_siblings(scores: Sequence[float], samples: int) -> list[float]:
 
 def token_rewards(score: float, logprobs: Tensor, reference_logprobs: Tensor, kl_coef: float) -> Tensor:
     """Reward per token: minus the KL cost (k1) everywhere, plus the answer's score on its last token. All [n]."""
-    rewards = -kl_coef * (logprobs - reference_logprobs)
+    rewards = -kl_coef * kl_estimate(logprobs, reference_logprobs)
     rewards[-1] += score
     return rewards
 
 
-def with_advantages(traces: Sequence[Trace], gamma: float, lam: float) -> list[Trace]:
-    """Fill in advantages (whitened over the whole batch, after the returns) and returns.
+def with_advantages(scored: Sequence[Scored], gamma: float, lam: float) -> list[Trace]:
+    """Add advantages (whitened over the whole batch, after the returns) and returns.
 
     A cut answer ends like a finished one: its penalty is already in the reward, and nothing follows it.
     """
-    pad = lambda name: torch.nn.utils.rnn.pad_sequence([getattr(t, name) for t in traces], batch_first=True)
-    lengths = torch.tensor([len(t.rewards) for t in traces], device=traces[0].rewards.device)
-    mask = torch.arange(int(lengths.max()), device=lengths.device)[None, :] < lengths[:, None]
-    advantages, returns = gae(pad("rewards"), pad("values"), mask, gamma, lam)
+    rewards = pad_sequence([s.rewards for s in scored], batch_first=True)
+    values = pad_sequence([s.values for s in scored], batch_first=True)
+    mask = pad_sequence([torch.ones_like(s.rewards, dtype=torch.bool) for s in scored], batch_first=True)
+    advantages, returns = gae(rewards, values, mask, gamma, lam)
     advantages = whiten(advantages, mask)
     return [
-        replace(t, advantages=advantages[i, : len(t.rewards)], returns=returns[i, : len(t.rewards)])
-        for i, t in enumerate(traces)
+        Trace(**vars(s), advantages=advantages[i][mask[i]], returns=returns[i][mask[i]])
+        for i, s in enumerate(scored)
     ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nestling.data.packing import epoch_order, pack
+from nestling.data.packing import pack, walk
 from nestling.model.decoder import Decoder
 from nestling.model.rows import Row, common_prefix, pack_row
 from nestling.text.samples import TokenSample
@@ -49,10 +49,7 @@ class Rehearsal:
 
     def of_update(self, number: int, count: float) -> list[Rehearsed]:
         """The rows of update ``number``, weighed for a sum that is divided by ``count``."""
-        rows = []
-        for position in range(number * self._workers, (number + 1) * self._workers):
-            epoch, at = divmod(position, len(self._rows))
-            chosen = self._rows[epoch_order(len(self._rows), self._seed, epoch)[at]]
-            rows.append(pack_row([self._samples[i] for i in chosen], self._device))
+        chosen = walk(len(self._rows), self._seed, number * self._workers, (number + 1) * self._workers)
+        rows = [pack_row([self._samples[i] for i in self._rows[at]], self._device) for at in chosen]
         targets = sum(len(row.targets) for row in rows)
         return [Rehearsed(row, self._coef * count / targets) for row in rows]

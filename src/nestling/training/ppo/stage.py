@@ -20,20 +20,20 @@ from torch import Tensor
 
 from nestling.compute.process import give_memory_back
 from nestling.compute.workers import Workers
-from nestling.data.packing import epoch_order
+from nestling.data.packing import epoch_order, walk
 from nestling.errors import TrainingStopped
-from nestling.generation.engine import Engine
 from nestling.generation.protocol import Sampling
 from nestling.generation.sampler import derive_seed
 from nestling.generation.side_by_side import SideBySide
 from nestling.model.rows import Row
-from nestling.objectives.policy import explained_variance, ppo_policy_loss, value_loss
+from nestling.objectives.policy import explained_variance, kl_estimate, ppo_policy_loss, value_loss
 from nestling.rewards.terms import Attempt, RewardMix
 from nestling.text.messages import Message
 from nestling.text.samples import TokenSample
 from nestling.training.learner import Learner, Loss
 from nestling.training.ppo.config import PPOConfig
 from nestling.training.ppo.experience import (
+    Scored,
     Trace,
     against_siblings,
     joined,
@@ -71,7 +71,7 @@ class PPO:
     name = "ppo"
 
     def __init__(
-        self, networks: Networks, engine: Engine | SideBySide, prompts: Sequence[Prompt], reward: RewardMix,
+        self, networks: Networks, engine: SideBySide, prompts: Sequence[Prompt], reward: RewardMix,
         config: PPOConfig, folder: Path, workers: Workers | None = None, demonstrations: Sequence[TokenSample] = (),
     ) -> None:  # fmt: skip
         self.networks, self.engine, self.prompts, self.reward = networks, engine, prompts, reward
@@ -129,7 +129,10 @@ class PPO:
         Returns the attempts and the seconds spent generating.
         """
         samples, render = range(self.config.samples), self.engine.tokenizer.render_prompt
-        rendered = [(prompt, render(prompt.messages)) for prompt in self.chosen_prompts(step)]
+        asked = walk(
+            len(self.prompts), self.config.seed, step * self.config.prompts, (step + 1) * self.config.prompts
+        )
+        rendered = [(self.prompts[at], render(self.prompts[at].messages)) for at in asked]
         chosen = [prompt for prompt, _ in rendered for _ in samples]
         ids = [prompt_ids for _, prompt_ids in rendered for _ in samples]
         sampling = [
@@ -147,17 +150,6 @@ class PPO:
         give_memory_back()  # answering and updating want pieces of other sizes: kept, they would add up
         attempts = [Attempt(p.messages, c, p.check) for p, c in zip(chosen, completions, strict=True)]
         return attempts, seconds
-
-    def chosen_prompts(self, step: int) -> list[Prompt]:
-        """The prompts of an iteration: an endless walk through all of them, in a new order each time around."""
-        chosen = []
-        orders: dict[int, list[int]] = {}
-        for position in range(step * self.config.prompts, (step + 1) * self.config.prompts):
-            epoch, at = divmod(position, len(self.prompts))
-            if epoch not in orders:
-                orders[epoch] = epoch_order(len(self.prompts), self.config.seed, epoch)
-            chosen.append(self.prompts[orders[epoch][at]])
-        return chosen
 
     def partition(self, attempts: Sequence[Attempt], step: int) -> list[Minibatch]:
         """Deal the prompts into minibatches, each with all its answers, and pack each minibatch into rows.
@@ -186,21 +178,19 @@ class PPO:
         """Score the attempts and work out what each token was worth."""
         scores, terms = self.reward(attempts)
         merits = against_siblings(scores, self.config.samples)
-        traces: list[Trace | None] = [None] * len(attempts)
+        scored: dict[int, Scored] = {}
         for row, indices, tensors in self.computed(minibatches, self.scored_tokens):
             parts = [t.split(row.counts) for t in tensors]
             for index, own, reference, value in zip(indices, *parts, strict=True):
                 completion = attempts[index].completion
-                rewards = token_rewards(merits[index], own, reference, self.kl_coef)
                 rollout = torch.tensor(completion.logprobs, device=self.device)
-                traces[index] = Trace(
-                    completion, scores[index], own, rollout, reference, value, rewards, rewards, rewards
-                )
-        finished = with_advantages(
-            [t for t in traces if t is not None], self.config.gamma, self.config.gae_lambda
+                rewards = token_rewards(merits[index], own, reference, self.kl_coef)
+                scored[index] = Scored(completion, scores[index], own, rollout, reference, value, rewards)
+        traces = with_advantages(
+            [scored[index] for index in range(len(attempts))], self.config.gamma, self.config.gae_lambda
         )
         means = {f"reward/{name}": sum(values) / len(values) for name, values in terms.items()}
-        return finished, means | {"reward/total": sum(scores) / len(scores)}
+        return traces, means | {"reward/total": sum(scores) / len(scores)}
 
     def look_ahead(self, minibatches: Sequence[Minibatch], step: int) -> None:
         """Note the rows of the first update, whose forward pass is the one that scores them: same weights, same rows.
@@ -300,8 +290,8 @@ class PPO:
             "entropy": entropy.sum().item(),
             "clip_fraction": clipped.sum().item(),
             "value_clip_fraction": value_clipped.sum().item(),
-            # k3, which is never negative, of the rollout policy against the one being updated.
-            "update_kl": (torch.expm1(ratio) - ratio).sum().item(),
+            # Of the rollout policy against the one being updated; k3 is never negative.
+            "update_kl": kl_estimate(old, logprobs.detach(), "k3").sum().item(),
             "ratio": ratio.exp().sum().item(),
         }
         return Loss(total, n, {name: (value, n) for name, value in metrics.items()})
@@ -347,8 +337,8 @@ class PPO:
 
     def watch(self, metrics: Mapping[str, float]) -> None:
         """Stop a run that has collapsed, in a plain sentence, before it is trained any further."""
-        self.silent_iterations = self.silent_iterations + 1 if metrics["eos_rate"] < 0.05 else 0
-        if self.silent_iterations >= 5:
+        silent = self.silent_iterations + 1 if metrics["eos_rate"] < 0.05 else 0
+        if silent >= 5:
             raise TrainingStopped(
                 "PPO has collapsed: fewer than 1 answer in 20 ended by itself for five iterations.",
                 remedy="Lower ppo.learning_rate, raise ppo.kl_coef or ppo.unfinished_penalty.",
@@ -359,6 +349,7 @@ class PPO:
                 f"above max_kl = {self.config.max_kl}.",
                 remedy="Lower ppo.learning_rate or raise ppo.kl_coef.",
             )
+        self.silent_iterations = silent
 
     def save_transcripts(self, step: int, attempts: Sequence[Attempt], traces: Sequence[Trace]) -> None:
         """The first answers of an iteration, to be read by people."""
