@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from nestling.cli import COMMANDS, cli
+from nestling.cli import cli
 from nestling.compute.workers import Workers
 from nestling.errors import DataError, WorkspaceError
 from nestling.generation.protocol import Sampling
@@ -64,12 +64,16 @@ def test_every_command_explains_itself_and_each_option(words: tuple[str, ...]) -
         assert isinstance(command, click.Group)
         command = command.get_command(click.Context(command), word) or command
     for option in command.params:
-        assert not isinstance(option, click.Option) or option.help, f"{' '.join(words)} {option.name}"
+        if isinstance(option, click.Option):
+            assert (option.help or "").partition("[default")[0].strip(), f"{' '.join(words)} {option.name}"
+
+
+VERBS = "up run fetch sft rank reward-model ppo evaluate compare chat serve versions export data doctor"
 
 
 def test_the_list_of_commands_is_the_specified_one() -> None:
     told = say(None, "--help")
-    assert all(f"\n  {name} " in told for name in COMMANDS)
+    assert all(f"\n  {name} " in told for name in VERBS.split())
 
 
 def test_versions_are_listed_shown_promoted_and_rolled_back(home: Path) -> None:
@@ -132,7 +136,8 @@ def test_export_writes_folders_and_gguf_files_that_say_the_same(home: Path, tmp_
 
 def test_chat_streams_an_answer_and_ends(home: Path) -> None:
     told = say(home, "chat", "--max-tokens", "5", "--temperature", "0", text="Hello\n/new\n/quit\n")
-    assert "Nestling (v1-base)" in told and len(told.splitlines()) >= 2
+    greeting, answer, *_ = (line.strip() for line in told.splitlines())
+    assert "Nestling (v1-base)" in greeting and answer.lstrip("> "), told
 
 
 @pytest.mark.parametrize("words", [["up"], ["run", "quickstart"]], ids=" ".join)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gc
 import math
-import weakref
 from collections import Counter
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from nestling.errors import RequestError
 from nestling.generation import sampler
@@ -46,12 +46,13 @@ def test_a_frozen_engine_keeps_no_plain_matrix() -> None:
     model = tiny_model(dtype=torch.bfloat16)
     if not can_pack(model.decoder):
         pytest.skip("this processor's torch packs no bf16 matrices")
-    plain = [weakref.ref(p) for p in model.decoder.model.layers.parameters() if p.ndim == 2]
+    matrices = (p for p in model.decoder.model.layers.parameters() if p.ndim == 2)
+    plain = [StorageWeakRef(p.untyped_storage()) for p in matrices]
     expected = Engine(model).generate(REQUESTS[:2])
     engine = Engine(model, frozen=True)
     del model
     gc.collect()
-    assert plain and not any(reference() is not None for reference in plain)
+    assert plain and all(storage.expired() for storage in plain)
     assert engine.generate(REQUESTS[:2]) == expected
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from nestling.compute.workers import Workers
-from nestling.errors import TrainingStopped
+from nestling.errors import DataError, TrainingStopped
 from nestling.generation.engine import Engine
 from nestling.generation.protocol import Completion, Request, Sampling
 from nestling.generation.side_by_side import SideBySide
@@ -63,7 +63,8 @@ def make_ppo(
     critic = tiny_model(seed=9, dtype=dtype).decoder if config.critic == "separate" else None
     networks = Networks(model, config, critic)
     engine = SideBySide(model, workers or Workers(), max_batch=32)
-    return PPO(networks, engine, PROMPTS, RewardMix([(Vowels(), 1.0)]), config, folder, workers)
+    mix = RewardMix([(Vowels(), 1.0)])
+    return PPO(networks, engine, PROMPTS, mix, config, folder, workers, demonstrations(model))
 
 
 def experience(ppo: PPO, step: int = 0) -> tuple[list[Attempt], list[Trace], list[Minibatch]]:
@@ -74,7 +75,7 @@ def experience(ppo: PPO, step: int = 0) -> tuple[list[Attempt], list[Trace], lis
 
 VARIANTS: list[dict[str, Any]] = [
     {}, {"samples": 3}, {"critic": "separate"}, {"lora": LoRAConfig(rank=4)}, {"value_coef": 0.0}, {"kl_target": 0.5},
-    {"importance_cap": 2.0}, {"temperature": 0.7},
+    {"importance_cap": 2.0}, {"temperature": 0.7}, {"demonstration_coef": 0.3},
 ]  # fmt: skip
 
 
@@ -229,14 +230,17 @@ def test_value_coefficient_zero_sends_nothing_into_the_trunk(tmp_path: Path) -> 
         assert (value_gradients(ppo) > 0) == expected
 
 
-RESUMED: list[dict[str, Any]] = [
-    {}, {"samples": 3}, {"critic": "separate"}, {"lora": LoRAConfig(rank=4)}, {"samples": 3, "workers": Workers(2)},
-]  # fmt: skip
+RESUMED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "siblings": {"samples": 3},
+    "separate critic": {"critic": "separate"},
+    "adapters": {"lora": LoRAConfig(rank=4)},
+    "two workers": {"samples": 3, "workers": Workers(2)},
+    "demonstrations": {"demonstration_coef": 0.5, "demonstration_tokens": 32, "stop_kl": 1e-3, "epochs": 3},
+}
 
 
-@pytest.mark.parametrize(
-    "changes", RESUMED, ids=["plain", "siblings", "separate critic", "adapters", "two workers"]
-)
+@pytest.mark.parametrize("changes", RESUMED.values(), ids=RESUMED)
 def test_killed_and_resumed_is_bit_equal(changes: dict[str, Any], tmp_path: Path) -> None:
     def make(folder: Path) -> PPO:
         return make_ppo(folder, dtype=torch.bfloat16, kl_target=0.5, **changes)
@@ -414,6 +418,39 @@ def test_rehearsal_goes_through_all_demonstrations_before_it_repeats_one(
         assert sum(seen[at : at + whole]) == targets
     again = Rehearsal(samples, tokens, workers, 0.5, seed=3, device=CPU).of_update(updates - 1, 30)
     assert all(torch.equal(a.row.ids, b.row.ids) for a, b in zip(rows, again, strict=True))
+
+
+def test_demonstrations_add_their_mean_loss_times_its_coefficient(tmp_path: Path) -> None:
+    gradients = []
+    for coef in (0.0, 0.7):
+        ppo = make_ppo(tmp_path, demonstration_coef=coef, demonstration_tokens=400, minibatches=1)
+        ppo.learner.apply = lambda scale: 0.0  # type: ignore[method-assign]  # gather only
+        _, traces, minibatches = experience(ppo)
+        ppo.config = ppo.config.model_copy(update={"epochs": 1})
+        ppo.update(traces, minibatches, 0)
+        policy = ppo.networks.policy.model
+        gradients.append(
+            {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+        )
+    model = tiny_model()
+    own = sample_loss(model.decoder, pack_row(demonstrations(model), CPU))
+    (0.7 * own.total / own.count).backward()
+    for name, parameter in model.decoder.model.named_parameters():
+        assert parameter.grad is not None
+        added = gradients[1][name] - gradients[0][name]
+        assert torch.allclose(added, parameter.grad, atol=1e-6), name
+
+
+def test_demonstrations_that_are_wanted_must_be_there_and_fit(tmp_path: Path) -> None:
+    model, events = tiny_model(), EventLog(tmp_path / "e")
+    samples = demonstrations(model)
+    long = TokenSample(samples[0].ids * 20, samples[0].loss_mask * 20)
+    config = PPOConfig(**SMALL | {"iterations": 1, "demonstration_coef": 0.5})
+    mix = RewardMix([(Vowels(), 1.0)])
+    with pytest.raises(DataError, match="none of 1 demonstrations fits a row of 128"):
+        train_ppo(model, PROMPTS, None, config, tmp_path, events, reward=mix, demonstrations=[long])
+    train_ppo(model, PROMPTS, None, config, tmp_path, events, reward=mix, demonstrations=[*samples, long])
+    assert [e["count"] for e in events.read()[0] if e["kind"] == "samples_left_out"] == [1]
 
 
 @pytest.mark.parametrize("workers", [Workers(), Workers(2)], ids=["alone", "two"])

@@ -160,7 +160,8 @@ SETTINGS = {
     "sft": {"max_tokens": 30000, "batch_tokens": 2048, "validate_every": 3},
     "rank": {"prompts": {"format": 70, "refusal": 30}, "samples": 2, "written": 2, "max_new_tokens": 8},
     "reward_model": {"max_tokens": 20000, "batch_tokens": 3072, "validate_every": 2},
-    "ppo": {"iterations": 4, "prompts": 8, "critic_warmup": 1, "max_new_tokens": 8, "transcript_every": 1},
+    "ppo": {"iterations": 4, "prompts": 8, "critic_warmup": 1, "max_new_tokens": 8, "transcript_every": 1,
+            "demonstration_coef": 0.3, "demonstration_tokens": 128},
     "ppo_prompts": {"format": 20, "refusal": 20},
     "evaluation": {
         "max_new_tokens": 4,
@@ -240,8 +241,10 @@ def test_a_run_goes_from_base_to_verdict(whole: Path) -> None:
 def test_a_finished_run_has_nothing_left_to_do(whole: Path, recipe: Path) -> None:
     [run] = Workspace(whole).runs.glob("tiny-*")
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    output, _ = start(whole, recipe).communicate(timeout=100)
-    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before, output.decode()
+    process = start(whole, recipe)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, output.decode()
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
 @pytest.mark.slow

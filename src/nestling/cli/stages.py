@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,14 @@ class Call:
         self.recipe: Recipe = recipe.model_copy(update=mine)
         self._hardware = (dtype, threads)
 
+    def show(self, files: Sequence[str], starter: bool) -> None:
+        """Replace the recipe's conversations by these, or add these to them."""
+        changes: dict[str, Any] = {"files": [str(Path(f).resolve()) for f in files]}
+        if not starter:
+            changes |= {"demonstrations": {}, "replay": 0}
+        data = self.recipe.data.model_copy(update=changes)
+        self.recipe = self.recipe.model_copy(update={"data": data})
+
     @contextmanager
     def bench(self, *more: object) -> Iterator[Bench]:
         """The bench of this command with these inputs: the same command goes on where it stopped.
@@ -122,27 +130,26 @@ def stage_options(section: str, config: type[Config]) -> Callable[[Callable[...,
     return decorate
 
 
+def conversation_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--data and --starter: which conversations a stage is shown."""
+    starter = click.option(
+        "--starter/--no-starter", default=True, show_default=True, help="Also the recipe's own conversations."
+    )
+    files = click.option(
+        "--data", "files", multiple=True, type=click.Path(exists=True, dir_okay=False),
+        help="Conversations, JSONL; may be given often.",
+    )  # fmt: skip
+    return files(starter(command))
+
+
 @click.command()
-@click.option(
-    "--data",
-    "files",
-    multiple=True,
-    type=click.Path(exists=True, dir_okay=False),
-    help="Conversations, JSONL; may be given often.",
-)
-@click.option(
-    "--starter/--no-starter", default=True, show_default=True, help="Also the starter curriculum and replay."
-)
+@conversation_options
 @stage_options("sft", SFTConfig)
 def sft(call: Call, files: tuple[str, ...], starter: bool) -> None:
     """Fine-tune a version on conversations."""
-    changes: dict[str, Any] = {"files": [str(Path(f).resolve()) for f in files]}
-    if not starter:
-        changes |= {"demonstrations": {}, "replay": 0}
-    data = call.recipe.data.model_copy(update=changes)
-    call.recipe = call.recipe.model_copy(update={"data": data})
+    call.show(files, starter)
     with call.bench() as bench:
-        _published(stages.sft(bench, call.parent, data, call.config, call.recipe.seed))
+        _published(stages.sft(bench, call.parent, call.recipe.data, call.config, call.recipe.seed))
 
 
 @click.command()
@@ -179,9 +186,11 @@ def reward_model(call: Call, file: str, validation_share: float | None) -> None:
 @click.command()
 @click.option("--reward-model", "scorer_name", help="Which reward model version; without one, rules alone.")
 @prompts_option
+@conversation_options
 @stage_options("ppo", PPOConfig)
-def ppo(call: Call, scorer_name: str | None, file: str | None) -> None:
-    """Align a version by PPO."""
+def ppo(call: Call, scorer_name: str | None, file: str | None, files: tuple[str, ...], starter: bool) -> None:
+    """Align a version by PPO; conversations take part in its updates where --demonstration-coef is above 0."""
+    call.show(files, starter)
     items = _items(file) if file else materials.ppo_items(call.recipe)
     scorer = call.workspace.versions.get(scorer_name) if scorer_name else None
     with call.bench(scorer_name, file and file_digest(Path(file))) as bench:

@@ -40,7 +40,7 @@ def gae(
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """Scale to unit population variance over the mask, and to zero mean unless told otherwise; zero outside."""
+    """Scale to zero mean and unit population variance over the mask; zero outside."""
     chosen = values[mask]
     mean, std = chosen.mean(), chosen.std(correction=0)
     scaled = (values - mean) / (std + 1e-8)

@@ -34,6 +34,7 @@ class BestWeights:
             tensors = {name: p.detach().contiguous() for name, p in self.parameters.items()}
             with atomic.new_file(self._file(step)) as temporary:
                 save_file(tensors, temporary)
+            self._tidy()
 
     def restore(self, share: float = 1.0) -> None:
         """Put the best weights back, or weights ``share`` of the way to them from those of the first record."""
@@ -56,10 +57,7 @@ class BestWeights:
 
     def state(self) -> dict[str, Any]:
         # The checkpoint before this one stands until this one is whole, and points at its own record.
-        needed = {self._file(step) for step in (self.step, self._saved, *(s for s, _ in self.history[:1]))}
-        for file in self.folder.glob("best-*.safetensors"):
-            if file not in needed:
-                file.unlink()
+        self._tidy()
         self._saved = self.step
         return {"loss": self.loss if self.step >= 0 else None, "step": self.step, "history": self.history}
 
@@ -67,6 +65,12 @@ class BestWeights:
         self.step, self.history = state["step"], [(s, v) for s, v in state["history"]]
         self._saved = self.step
         self.loss = math.inf if state["loss"] is None else state["loss"]
+
+    def _tidy(self) -> None:
+        needed = {self._file(step) for step in (self.step, self._saved, *(s for s, _ in self.history[:1]))}
+        for file in self.folder.glob("best-*.safetensors"):
+            if file not in needed:
+                file.unlink()
 
     def _file(self, step: int) -> Path:
         return self.folder / f"best-{step:06d}.safetensors"

@@ -80,8 +80,9 @@ class Learner(Generic[Network]):
     ) -> dict[str, float]:
         """Gather the gradient of the mean loss over all micro-batches; returns that loss and their metrics as means.
 
-        ``count`` is the global number of items in ``batches``; dividing every micro-batch's sum by it makes
-        1 x 8 and 8 x 1 the same step.
+        ``count`` is what sums are divided by, the number of items in all ``batches``: dividing every micro-batch's
+        sum by it makes 1 x 8 and 8 x 1 the same step. A micro-batch may count none (PPO's demonstrations): what it
+        adds to the loss comes on top of the others' mean.
 
         Raises:
             TrainingStopped: the loss is not finite; the gradients are forgotten.

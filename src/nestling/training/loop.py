@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from nestling.errors import TrainingStopped
+from nestling.errors import TrainingStopped, WorkspaceError
 from nestling.training.checkpoint import load_checkpoint, save_checkpoint
 from nestling.training.learner import Learner
 from nestling.workspace import atomic
@@ -81,9 +81,10 @@ def fit(
             try:
                 metrics = stage.step(done)
             except TrainingStopped as problem:
-                if done and optimizer.steps == updates:  # nothing has moved yet
-                    save_checkpoint(folder, done, optimizer.state(), stage.state())
                 events.append("stage_failed", stage=stage.name, reason=str(problem))
+                if done and optimizer.steps == updates:  # nothing has moved yet
+                    with suppress(WorkspaceError):  # a full disk is not why training stopped
+                        save_checkpoint(folder, done, optimizer.state(), stage.state())
                 raise
             done += 1
             left = round(progress.seconds_left(done), 1)

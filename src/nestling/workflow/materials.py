@@ -108,7 +108,9 @@ def sft_material(
     """Demonstrations of the curriculum, replayed answers and the user's own files, as token samples."""
     demonstrations = curriculum.demonstrations(seed, data.demonstrations, assistant)
     samples = [answer_only(training_samples(tokenizer, c, "demonstration")) for c in demonstrations]
-    hashes = {"curriculum": digest(demonstrations), "replay": digest([c.messages for c in replayed])}
+    hashes = {"curriculum": digest(demonstrations)}
+    if replayed:
+        hashes["replay"] = digest([c.messages for c in replayed])
     for number, conversation in enumerate(replayed):
         samples += training_samples(tokenizer, conversation.messages, f"replay {number}")
     for name in data.files:
@@ -117,6 +119,15 @@ def sft_material(
         hashes[Path(name).name] = file_digest(Path(name))
     train, validation = split_off(samples, data.validation_share, key=lambda s: json.dumps(s.ids))
     return SFTMaterial(train, validation, hashes)
+
+
+def rehearsal(data: DataConfig, seed: int, assistant: str, tokenizer: Tokenizer) -> SFTMaterial:
+    """Demonstrations that PPO may take into its updates: fine-tuning's without the replayed answers, and without those
+    of held-out behaviours, so that what PPO gains on these is transfer."""
+    known = curriculum.load().behaviours
+    counts = {name: count for name, count in data.demonstrations.items() if not known[name].held_out}
+    data = data.model_copy(update={"demonstrations": counts})
+    return sft_material(data, seed, assistant, tokenizer, [])
 
 
 def split_off(items: Sequence[Any], share: float, key: Callable[[Any], str]) -> tuple[list[Any], list[Any]]:

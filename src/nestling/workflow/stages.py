@@ -249,7 +249,7 @@ def ppo(
     data: DataConfig | None = None, seed: int = 0, stage: str = "ppo",
 ) -> Version:  # fmt: skip
     """Align ``parent`` by PPO against the reward model and the rules, with demonstrations of ``data`` mixed in where
-    the settings say so (``seed`` chooses them as in fine-tuning)."""
+    the settings say so (``materials.rehearsal``; ``seed`` chooses them as in fine-tuning)."""
     done = bench.published(stage)
     if done:
         return done
@@ -262,7 +262,7 @@ def ppo(
     prompts = materials.ppo_prompts(items)
     hashes, demonstrations = {"prompts": materials.digest([i.id for i in items])}, []
     if data is not None and config.demonstration_coef > 0:
-        material = materials.sft_material(data, seed, parent.card.assistant, model.tokenizer, [])
+        material = materials.rehearsal(data, seed, parent.card.assistant, model.tokenizer)
         hashes, demonstrations = hashes | material.hashes, material.train
     train_ppo(
         model, prompts, judge, config, bench.folder, bench.events,

@@ -35,6 +35,27 @@ def reward_mix(config: PPOConfig, scorer: Scorer | None, workers: Workers | None
     return RewardMix(terms)
 
 
+def rehearsable(
+    model: LoadedModel, demonstrations: Sequence[TokenSample], config: PPOConfig
+) -> list[TokenSample]:
+    """The demonstrations that fit a row and teach anything; none where the settings want none.
+
+    Raises:
+        DataError: the settings want some and there are none.
+    """
+    if config.demonstration_coef == 0:
+        return list(demonstrations)
+    limit = min(config.row_tokens, model.config.context_length)
+    fitting = [s for s in demonstrations if len(s.ids) <= limit and any(s.loss_mask[1:])]
+    if not fitting:
+        raise DataError(
+            f"demonstration_coef is {config.demonstration_coef:g}, but none of {len(demonstrations)} demonstrations "
+            f"fits a row of {limit} tokens.",
+            remedy="Give demonstrations of behaviours that are not held out, or set demonstration_coef to 0.",
+        )
+    return fitting
+
+
 def train_ppo(
     model: LoadedModel,
     prompts: Sequence[Prompt],
@@ -55,11 +76,14 @@ def train_ppo(
     policy's when there is none. ``demonstrations`` take part where ``config.demonstration_coef`` says so.
 
     Raises:
-        DataError: no prompts.
+        DataError: no prompts, or no demonstrations where the settings want some.
         TrainingStopped: NaN or collapse; the last checkpoint is kept.
     """
     if not prompts:
         raise DataError("PPO has no prompts.", remedy="Give prompts, or use the starter curriculum.")
+    rehearsed = rehearsable(model, demonstrations, config)
+    if left_out := len(demonstrations) - len(rehearsed):
+        events.append("samples_left_out", stage=PPO.name, count=left_out)
     critic = None
     if config.critic == "separate":
         critic = copy_decoder(scorer.decoder if scorer is not None else model.decoder)
@@ -69,7 +93,7 @@ def train_ppo(
     workers = workers or Workers()
     engine = SideBySide(model, workers, max_batch=config.prompts * config.samples)
     mix = reward or reward_mix(config, scorer, workers)
-    stage = PPO(networks, engine, prompts, mix, config, folder, workers, demonstrations)
+    stage = PPO(networks, engine, prompts, mix, config, folder, workers, rehearsed)
     fit(stage, folder, events, on_step=on_step, checkpoint_seconds=checkpoint_seconds)
     if config.lora:
         merge_lora(model.decoder)

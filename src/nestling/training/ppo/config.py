@@ -56,7 +56,9 @@ class PPOConfig(OptimizerConfig):
     demonstration_coef: float = Field(
         0.0, ge=0, description="Weight of the fine-tuning loss on demonstrations in every update; 0 is off."
     )
-    demonstration_tokens: int = Field(512, ge=16, description="Tokens of demonstrations in an update.")
+    demonstration_tokens: int = Field(
+        512, ge=16, description="Tokens of demonstrations in an update, about; each worker gets one at least."
+    )
     stop_kl: float = Field(
         0.05, gt=0, description="Mean KL to the rollout policy that ends an iteration's updates."
     )

@@ -31,6 +31,8 @@ class Rehearsed:
 class Rehearsal:
     """Deals demonstrations to updates: an endless walk through all of them, in a new order each time around.
 
+    An update that is not made, as one that would move too far, leaves its demonstrations out of that round.
+
     Args:
         samples: the demonstrations.
         tokens: about how many an update gets, over all workers.

@@ -81,7 +81,7 @@ class PPO:
         self.kl_coef = config.kl_coef
         self.silent_iterations = 0
         self.rehearsal: Rehearsal | None = None
-        if demonstrations and config.demonstration_coef > 0:
+        if config.demonstration_coef > 0:
             self.rehearsal = Rehearsal(
                 demonstrations, config.demonstration_tokens, self.learner.workers.count,
                 config.demonstration_coef, config.seed, self.device,
