@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from nestling.compute.process import tidy_memory
 from nestling.errors import RequestError
 from nestling.generation import sampler
 from nestling.generation.protocol import Chunk, Completion, FinishReason, Request, Sampling, nothing
@@ -20,6 +21,8 @@ from nestling.model.kv_cache import KVCache
 from nestling.model.packed import InferenceNetwork, PackedDecoder
 from nestling.model.rows import common_prefix
 from nestling.text.detokenizer import StreamDecoder
+
+_ROOM = 128  # tokens an answer has room for at once: a cache that grows is copied, and leaves a hole of its old size
 
 
 @dataclass(frozen=True)
@@ -142,9 +145,8 @@ class Engine:
             lengths, common = [len(prompt) for prompt in prompts], common_prefix(prompts)
             ids = prompts[0][:common] + [token for prompt in prompts for token in prompt[common:]]
             # Room for those who follow too, so that the cache is not copied with every group that joins.
-            self._cache.reserve(
-                max(lengths) + 1, min(self.max_batch, self.active + len(joining)) - self._cache.count
-            )
+            length = max(len(s.prompt) + min(s.sampling.max_tokens, _ROOM) for s in joining)
+            self._cache.reserve(length, min(self.max_batch, self.active + len(joining)) - self._cache.count)
             try:
                 hidden = self._forward(ids, self._cache.prefill(lengths, common, copies))
                 ends = [i for i, n in enumerate(copies) for _ in range(n)]
@@ -191,6 +193,7 @@ class Engine:
                 if event.completion is not None:
                     done[event.ticket] = event.completion
                     answered()
+            tidy_memory()
         return [done[ticket] for ticket in tickets if ticket in done]
 
     def _admit(self) -> list[_Sequence]:

@@ -9,11 +9,14 @@ the gains). Where torch has no such kernels the plain decoder is used.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from threading import Lock
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Module
 
 from nestling.model.decoder import Attend, Block, Decoder
 from nestling.model.elementwise import rotate
@@ -44,10 +47,13 @@ class PackedLinear:
 
 
 class _PackedBlock:
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, plain: Callable[[Module], Module]) -> None:
         attention, mlp = block.self_attn, block.mlp
-        self._q_norm, self._k_norm = attention.q_norm, attention.k_norm
-        self._before_attention, self._before_mlp = block.input_layernorm, block.post_attention_layernorm
+        self._q_norm, self._k_norm = plain(attention.q_norm), plain(attention.k_norm)
+        self._before_attention, self._before_mlp = (
+            plain(block.input_layernorm),
+            plain(block.post_attention_layernorm),
+        )
         self._qkv = PackedLinear(attention.q_proj, attention.k_proj, attention.v_proj)
         self._o, self._down = PackedLinear(attention.o_proj), PackedLinear(mlp.down_proj)
         self._gate, self._up = PackedLinear(mlp.gate_proj), PackedLinear(mlp.up_proj)
@@ -68,15 +74,17 @@ class _PackedBlock:
 
 
 class PackedDecoder:
-    """Stands for a ``Decoder`` in inference; shares its embeddings and norms and holds every other matrix packed.
+    """Stands for a ``Decoder`` in inference, every matrix packed.
 
-    The decoder itself can go: nothing here refers to its plain matrices.
+    Embeddings and norms are the decoder's own, or copies where it is ``frozen``: as views of a mapped file they would
+    keep all of it in memory.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, frozen: bool = False) -> None:
         self.device, self.dtype, trunk = decoder.device, decoder.dtype, decoder.model
-        self._embed, self._rotary, self._norm = trunk.embed_tokens, trunk.rotary, trunk.norm
-        self._blocks = [_PackedBlock(cast(Block, block)) for block in decoder.model.layers]
+        plain: Callable[[Module], Module] = copy.deepcopy if frozen else lambda module: module
+        self._embed, self._rotary, self._norm = map(plain, (trunk.embed_tokens, trunk.rotary, trunk.norm))
+        self._blocks = [_PackedBlock(cast(Block, block), plain) for block in decoder.model.layers]
         self._head = PackedLinear(decoder.lm_head)
 
     def __call__(self, ids: Tensor, attend: Attend) -> Tensor:
@@ -103,7 +111,9 @@ class InferenceNetwork:
 
     def __init__(self, decoder: Decoder, frozen: bool = False) -> None:
         packs = can_pack(decoder)
-        self._network: Decoder | PackedDecoder = PackedDecoder(decoder) if packs and frozen else decoder
+        self._network: Decoder | PackedDecoder = (
+            PackedDecoder(decoder, frozen) if packs and frozen else decoder
+        )
         self._followed = decoder if packs and not frozen else None
         self._state_of = 0  # the state of the weights that were packed
         self._lock = Lock()  # engines side by side ask at the same time

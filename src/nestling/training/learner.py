@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NoReturn, TypeVar
 
 from torch import Tensor, nn
 
-from nestling.compute.process import give_memory_back
+from nestling.compute.process import tidy_memory
 from nestling.compute.workers import Workers
 from nestling.errors import TrainingStopped
 from nestling.training.optimizer import MasterAdamW, ParameterGroup
-
-_TIDY_SECONDS = 10.0  # memory is given back between updates; asking for it again takes about 0.4 s
 
 Batch = TypeVar("Batch")
 Network = TypeVar("Network", bound=nn.Module)
@@ -66,7 +63,6 @@ class Learner(Generic[Network]):
             pairs = [same_weights(network) for _ in range(self.workers.count)]
             self.networks, leaves = [copied for copied, _ in pairs], [own for _, own in pairs]
         self.optimizer = MasterAdamW(groups, leaves=leaves)
-        self._tidied = time.monotonic()
 
     def update(
         self, batches: Sequence[Batch], count: float, loss_of: Callable[[Network, Batch], Loss], scale: float
@@ -122,9 +118,7 @@ class Learner(Generic[Network]):
         if not math.isfinite(norm):
             self._diverged(f"gradient's norm is {norm}")
         self.optimizer.step(scale)
-        if time.monotonic() - self._tidied >= _TIDY_SECONDS:
-            give_memory_back()
-            self._tidied = time.monotonic()
+        tidy_memory()
         return norm
 
     def _diverged(self, what: str) -> NoReturn:

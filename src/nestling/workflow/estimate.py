@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.table import Table
 
-from nestling.compute.device import Hardware, matrix_rates
+from nestling.compute.device import Hardware
 from nestling.errors import ModelError
 from nestling.evaluation.suite import build_suite
 from nestling.model.config import ModelConfig
@@ -16,14 +18,13 @@ from nestling.model.hf_folder import read_config
 from nestling.workflow.fetch import known_bases
 from nestling.workflow.recipe import Recipe
 
-# Shares of the measured matrix-product rate that whole passes reach: two cores, 135M parameters (docs/decisions.md).
-TRAIN_SHARE = 0.6
-FORWARD_SHARE = 0.62
-DECODE_SHARE = 0.34  # of a decode step's rows
-DECODE_SECONDS_PER_BYTE = 1 / 5.4e9  # a decode step reads every weight once, at well under the memory's speed
-BATCH = 64
-MEAN_ANSWER = 40  # tokens
-MEAN_PROMPT = 45
+# Shares of the measured rate of matrix products that whole passes reach, fitted to docs/results/quickstart.md.
+TRAIN_SHARE = 0.44
+READ_SHARE = 0.5
+DECODE_SHARE = 0.23
+KEPT = 1e9  # bytes: the process, its kernels, and what the allocator keeps between pieces of other sizes
+ACTIVATIONS = 14.7  # numbers kept for the backward pass by each token and layer, in hidden sizes
+PROMPT, ANSWER, LONG_ANSWER = 45, 30, 60  # tokens; the base seldom ends by itself
 
 
 @dataclass(frozen=True)
@@ -35,41 +36,90 @@ class Cost:
     disk: float
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How long passes take: parameters of the model, FLOP/s of all workers together."""
+
+    parameters: int
+    flops: float
+
+    def train(self, tokens: float) -> float:
+        """Seconds of forward, backward and update."""
+        return 6 * self.parameters * tokens / (self.flops * TRAIN_SHARE)
+
+    def read(self, tokens: float) -> float:
+        """Seconds of a forward pass."""
+        return 2 * self.parameters * tokens / (self.flops * READ_SHARE)
+
+    def answer(self, prompts: float, samples: int = 1, length: int = ANSWER) -> float:
+        """Seconds to answer; a prompt is read once for all its answers."""
+        written = prompts * samples * length
+        return self.read(prompts * PROMPT) + 2 * self.parameters * written / (self.flops * DECODE_SHARE)
+
+
+def measured_pace(config: ModelConfig, hardware: Hardware, seconds: float = 1.0) -> Pace:
+    """Let every worker multiply by a matrix of the model's size for a while, neighbours and all."""
+    ones = lambda rows: torch.ones(
+        rows, config.hidden_size, device=hardware.device, dtype=hardware.torch_dtype
+    )
+    weight, rows = ones(config.intermediate_size), ones(512)
+    flops = 2 * rows.shape[0] * weight.numel()
+
+    def multiply(_: int, limit: float) -> float:
+        count, start = 0, time.perf_counter()
+        while time.perf_counter() - start < limit:
+            torch.nn.functional.linear(rows, weight).sum().item()  # item() waits for an asynchronous device
+            count += 1
+        return count * flops / (time.perf_counter() - start)
+
+    workers = hardware.side_by_side()
+    workers.map(multiply, [seconds / 4] * workers.count)  # the first products choose their kernels
+    return Pace(config.num_parameters(), sum(workers.map(multiply, [seconds] * workers.count)))
+
+
 def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Cost:
     """Work divided by what this machine was measured to do."""
-    n = config.num_parameters()
-    rate = matrix_rates(hardware.device)[hardware.dtype]
-    width = 2 if hardware.dtype == "bfloat16" else 4
-    train = lambda tokens: 6 * n * tokens / (rate * TRAIN_SHARE)
-    forward = lambda tokens: 2 * n * tokens / (rate * FORWARD_SHARE)
-    row, weights = 2 * n / (rate * DECODE_SHARE), n * width * DECODE_SECONDS_PER_BYTE
-    write = lambda answers, length, prompt, batch=BATCH: (
-        forward(answers * prompt) + answers * length * (row + weights / batch)
-    )
-    ppo, ranking = recipe.ppo, sum(recipe.rank.prompts.values())
-    asked_in_ppo = ppo.prompts * (ppo.iterations + ppo.critic_warmup)
-    answers = asked_in_ppo * ppo.samples
-    tokens = asked_in_ppo * MEAN_PROMPT + answers * MEAN_ANSWER
+    pace, ppo = measured_pace(config, hardware), recipe.ppo
     asked = len(build_suite("gate", sizes=recipe.evaluation.sizes).items)
-    measure = write(asked, MEAN_ANSWER, MEAN_PROMPT)
+    prompts = ppo.prompts * (ppo.iterations + ppo.critic_warmup)
+    seen = prompts * (PROMPT + ppo.samples * ANSWER)
+    rehearsed = ppo.demonstration_tokens * ppo.minibatches * ppo.iterations if ppo.demonstration_coef else 0
+    networks = (
+        3 if ppo.learned_weight else 2
+    )  # the policy, the reference, and the reward model read every answer
     seconds = {
-        "replay": write(recipe.data.replay, 110, 30),
-        "sft": train(recipe.sft.max_tokens),
-        "rank": write(ranking * recipe.rank.samples, MEAN_ANSWER, MEAN_PROMPT),
-        "reward_model": train(recipe.reward_model.max_tokens),
-        "ppo": write(answers, MEAN_ANSWER, MEAN_PROMPT / ppo.samples, ppo.prompts * ppo.samples)
-        + 3 * forward(tokens)
-        + ppo.epochs * train(tokens),
-        "evaluation": 3 * measure,
+        "replay": pace.answer(recipe.data.replay, length=recipe.data.replay_max_tokens),
+        "sft": pace.train(recipe.sft.max_tokens),
+        "gate-base": pace.answer(asked, length=LONG_ANSWER),
+        "gate-sft": pace.answer(asked),
+        "rank": pace.answer(sum(recipe.rank.prompts.values()), recipe.rank.samples),
+        "reward_model": pace.train(recipe.reward_model.max_tokens),
+        "ppo": pace.answer(prompts, ppo.samples)
+        + networks * pace.read(seen)
+        + ppo.epochs * pace.train(seen + rehearsed),
+        "gate-ppo": pace.answer(asked),
     }
-    # Weights, gradients, two moments and the master; the frozen reference and reward model; activations of a row.
-    full = n * (width + 4 * 4) if not ppo.lora else n * width * 1.1
-    frozen = n * width * (1 if ppo.lora else 2)
-    activations = ppo.row_tokens * config.num_layers * config.hidden_size * 34 * width
-    logits = ppo.row_tokens * config.vocab_size * width
-    separate = n * (width + 4 * 4) if ppo.critic == "separate" else 0
-    versions = 4 * n * width
-    return Cost(seconds, full + frozen + separate + activations + logits + 5e8, versions + n * 12 * 2 + 2e8)
+    return Cost(
+        seconds,
+        trainer_memory(recipe, config, hardware),
+        4 * pace.parameters * 2 + pace.parameters * 24 + 2e8,
+    )
+
+
+def trainer_memory(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> float:
+    """Bytes at the peak, which is PPO's or that of the widest row of fine-tuning and reward model."""
+    n, width, ppo = config.num_parameters(), hardware.torch_dtype.itemsize, recipe.ppo
+    trained = n * (width + 16)  # with fp32 master, two moments and gradient
+    activations = lambda tokens: tokens * config.num_layers * config.hidden_size * ACTIVATIONS * width
+    supervised = (0 if recipe.sft.lora else trained) + activations(
+        max(recipe.sft.row_tokens, recipe.reward_model.row_tokens)
+    )
+    update = ppo.prompts * (PROMPT + ppo.samples * ANSWER) / ppo.minibatches + ppo.demonstration_tokens
+    in_flight = min(update, ppo.row_tokens * hardware.workers)
+    networks = 2 + (ppo.learned_weight > 0)  # frozen ones, and the policy laid out for answering
+    aligned = (n * width if ppo.lora else trained) + networks * n * width + activations(in_flight)
+    separate = trained if ppo.critic == "separate" else 0
+    return KEPT + max(supervised, aligned + separate)
 
 
 def shape_of(recipe: Recipe) -> ModelConfig:
