@@ -56,7 +56,6 @@ class BestWeights:
         return bool(self.history) and self.history[-1][0] == self.step
 
     def state(self) -> dict[str, Any]:
-        # The checkpoint before this one stands until this one is whole, and points at its own record.
         self._tidy()
         self._saved = self.step
         return {"loss": self.loss if self.step >= 0 else None, "step": self.step, "history": self.history}
@@ -67,6 +66,7 @@ class BestWeights:
         self.loss = math.inf if state["loss"] is None else state["loss"]
 
     def _tidy(self) -> None:
+        """Drop records that nobody needs: a checkpoint stands until the next is whole, and points at its own."""
         needed = {self._file(step) for step in (self.step, self._saved, *(s for s, _ in self.history[:1]))}
         for file in self.folder.glob("best-*.safetensors"):
             if file not in needed:

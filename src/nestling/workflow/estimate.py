@@ -18,7 +18,7 @@ from nestling.model.hf_folder import read_config
 from nestling.workflow.fetch import known_bases
 from nestling.workflow.recipe import Recipe
 
-# Shares of the measured rate of matrix products that whole passes reach, fitted to docs/results/quickstart.md.
+# Shares of the measured rate of matrix products that whole passes reach, fitted to a complete quickstart on two cores.
 TRAIN_SHARE = 0.44
 READ_SHARE = 0.5
 DECODE_SHARE = 0.23
@@ -84,9 +84,7 @@ def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Cost:
     prompts = ppo.prompts * (ppo.iterations + ppo.critic_warmup)
     seen = prompts * (PROMPT + ppo.samples * ANSWER)
     rehearsed = ppo.demonstration_tokens * ppo.minibatches * ppo.iterations if ppo.demonstration_coef else 0
-    networks = (
-        3 if ppo.learned_weight else 2
-    )  # the policy, the reference, and the reward model read every answer
+    readers = 2 + (ppo.learned_weight > 0)  # the policy, the reference, and the reward model
     seconds = {
         "replay": pace.answer(recipe.data.replay, length=recipe.data.replay_max_tokens),
         "sft": pace.train(recipe.sft.max_tokens),
@@ -95,15 +93,12 @@ def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Cost:
         "rank": pace.answer(sum(recipe.rank.prompts.values()), recipe.rank.samples),
         "reward_model": pace.train(recipe.reward_model.max_tokens),
         "ppo": pace.answer(prompts, ppo.samples)
-        + networks * pace.read(seen)
+        + readers * pace.read(seen)
         + ppo.epochs * pace.train(seen + rehearsed),
         "gate-ppo": pace.answer(asked),
     }
-    return Cost(
-        seconds,
-        trainer_memory(recipe, config, hardware),
-        4 * pace.parameters * 2 + pace.parameters * 24 + 2e8,
-    )
+    versions, checkpoints = 4 * 2 * pace.parameters, 2 * 12 * pace.parameters
+    return Cost(seconds, trainer_memory(recipe, config, hardware), versions + checkpoints + 2e8)
 
 
 def trainer_memory(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> float:
