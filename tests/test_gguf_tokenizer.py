@@ -112,12 +112,16 @@ def test_the_chat_template_and_special_tokens_survive(triple: Triple) -> None:
 
 def test_base_equals_llama_cpp() -> None:
     ours = read_gguf(real_base()).tokenizer
+    # Its vocabulary lacks some bytes. The tokenizers library skips them before it merges, llama.cpp afterwards; and a
+    # NUL ends a text in C.
+    unknown = {0, *(b for b in range(0x20) if not ours.encode(chr(b))), 0xF1, 0xF2}
+    assert ours.encode(" \x16:") == ours.encode(" :")
     with llama_cpp(real_base()) as theirs:
 
         @settings(max_examples=150, deadline=None)
         @given(text=texts)
         def same(text: str) -> None:
-            text = text.replace("\x00", "")
+            text = "".join(c for c in text if not unknown & {*c.encode()})
             assert ours.encode(text) == theirs.tokenize(text)
             assert ours.backend.encode(text).ids == theirs.tokenize(text, special=True)
 
