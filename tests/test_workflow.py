@@ -24,7 +24,7 @@ from nestling.errors import ConfigError, DataError
 from nestling.generation.engine import Engine
 from nestling.model.hf_folder import save_model
 from nestling.workflow import materials
-from nestling.workflow.progress import ProgressReader, fold, line
+from nestling.workflow.progress import STAGES, ProgressReader, fold, line
 from nestling.workflow.recipe import RankConfig, load_recipe, packaged_recipes
 from nestling.workflow.stages import Bench
 from nestling.workspace import EventLog, Workspace
@@ -266,6 +266,20 @@ def test_progress_tells_stage_step_and_time_to_go() -> None:
     assert state["eta_seconds"] == 120
     told = line(state)
     assert told == "[2/2] measuring the fine-tuned version  30/90  about 2 min 00 s to go"
+
+
+def test_a_part_of_a_stage_keeps_the_stages_number() -> None:
+    state: dict[str, Any] = {"stages": list(STAGES)}
+    events: list[dict[str, Any]] = [
+        {"kind": "stage_started", "stage": "sft", "time": 0.0},
+        {"kind": "progress", "stage": "replay", "step": 32, "total": 96, "time": 10.0},
+        {"kind": "progress", "stage": "replay", "step": 64, "total": 96, "time": 20.0},
+    ]
+    for event in events:
+        state = fold(state, event)
+    assert line(state) == "[2/9] collecting the base's own good answers  64/96  about 10 s to go"
+    state = fold(state, {"kind": "stage_started", "stage": "sft", "total": 9, "time": 30.0})
+    assert line(state) == "[2/9] fine-tuning  0/9"
 
 
 def test_a_raising_that_was_killed_is_told_as_stopped(tmp_path: Path) -> None:

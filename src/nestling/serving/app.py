@@ -38,8 +38,8 @@ def create_app(
         settings: see ``ServerSettings``.
         progress: tells how the raising of the next version goes; called in a thread every second while a page
             is open. The page shows these keys, each optional: ``state`` ("running", "finished", "failed"),
-            ``recipe``, ``stage``, ``stages`` (all names in order), ``step``, ``steps`` (their number),
-            ``eta_seconds``, ``metrics`` (name to number) and ``message``.
+            ``recipe``, ``stage``, ``stages`` (all names in order), ``part`` (what it is at within the stage),
+            ``step``, ``steps`` (their number), ``eta_seconds``, ``metrics`` (name to number) and ``message``.
         database: path or URL of the judgments; by default the workspace's own.
     """
     settings = settings or ServerSettings()

@@ -27,7 +27,10 @@ TITLES = {
 }
 
 
-STAGES = tuple(TITLES)
+PARTS = ("replay",)
+"""What is shown by a name of its own, within a stage."""
+
+STAGES = tuple(name for name in TITLES if name not in PARTS)
 
 
 class ReportedLog(EventLog):
@@ -100,12 +103,12 @@ def fold(state: dict[str, Any], event: dict[str, Any]) -> dict[str, Any]:
         return state | {"state": "stopped", "eta_seconds": None}
     if kind == "stage_started":
         first = event.get("step", 0)
-        begun = {"stage": event["stage"], "step": first, "steps": event.get("total"), "metrics": {}}
+        begun = {"stage": event["stage"], "part": None, "step": first, "steps": event.get("total"), "metrics": {}}
         return state | begun | {"started": event["time"], "first": first, "eta_seconds": None}
     if kind in ("step", "progress"):
         left = event.get("seconds_left")
-        if kind == "progress" and event["stage"] != state.get("stage"):
-            state = state | {"stage": event["stage"], "started": event["time"], "first": event["step"]}
+        if kind == "progress" and event["stage"] in PARTS and event["stage"] != state.get("part"):
+            state = state | {"part": event["stage"], "started": event["time"], "first": event["step"]}
         elif kind == "progress" and event["step"] > state.get("first", 0):
             spent = event["time"] - state.get("started", event["time"])
             done = event["step"] - state.get("first", 0)
@@ -139,7 +142,7 @@ def line(state: dict[str, Any]) -> str:
         return f"{state.get('recipe', 'run')}: {state['state']}"
     stages, stage = state.get("stages", []), state.get("stage")
     where = f"[{stages.index(stage) + 1}/{len(stages)}] " if stage in stages else ""
-    text = f"{where}{TITLES.get(str(stage), stage or 'starting')}"
+    text = f"{where}{TITLES.get(str(state.get('part') or stage), stage or 'starting')}"
     if state.get("steps"):
         text += f"  {state['step']}/{state['steps']}"
     if state.get("eta_seconds") is not None:

@@ -118,7 +118,7 @@ function summary(raising) {
   if (raising.state === "finished") return [t("finished"), raising.message].filter(Boolean).join(" · ");
   if (["failed", "stopped"].includes(raising.state)) return [t("failed"), raising.message].filter(Boolean).join(" · ");
   const step = raising.steps ? t("stepOf", raising) : raising.step ? t("step", raising) : "";
-  const stage = raising.stage ? stageName(raising.stage) : t("raising");
+  const stage = raising.stage ? stageName(raising.part ?? raising.stage) : t("raising");
   return [stage, step, remaining(raising.eta_seconds), raising.message].filter(Boolean).join(" · ");
 }
 
