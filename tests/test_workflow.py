@@ -268,6 +268,19 @@ def test_progress_tells_stage_step_and_time_to_go() -> None:
     assert told == "[2/2] measuring the fine-tuned version  30/90  about 2 min 00 s to go"
 
 
+def test_what_was_kept_from_before_a_stop_does_not_count_as_fast() -> None:
+    state: dict[str, Any] = {"stages": list(STAGES)}
+    events: list[dict[str, Any]] = [
+        {"kind": "stage_started", "stage": "gate-base", "time": 0.0},
+        {"kind": "progress", "stage": "gate-base", "step": 1024, "total": 3072, "time": 0.5},
+        {"kind": "progress", "stage": "gate-base", "step": 2048, "total": 3072, "time": 1.0},
+        {"kind": "progress", "stage": "gate-base", "step": 2304, "total": 3072, "time": 101.0},
+    ]
+    for event in events:
+        state = fold(state, event)
+    assert state["eta_seconds"] == 300
+
+
 def test_a_part_of_a_stage_keeps_the_stages_number() -> None:
     state: dict[str, Any] = {"stages": list(STAGES)}
     events: list[dict[str, Any]] = [

@@ -30,6 +30,8 @@ TITLES = {
 PARTS = ("replay",)
 """What is shown by a name of its own, within a stage."""
 
+_KEPT_SECONDS = 2.0  # what is done sooner was kept from before a stop, and says nothing of the speed
+
 STAGES = tuple(name for name in TITLES if name not in PARTS)
 
 
@@ -103,16 +105,27 @@ def fold(state: dict[str, Any], event: dict[str, Any]) -> dict[str, Any]:
         return state | {"state": "stopped", "eta_seconds": None}
     if kind == "stage_started":
         first = event.get("step", 0)
-        begun = {"stage": event["stage"], "part": None, "step": first, "steps": event.get("total"), "metrics": {}}
+        begun = {
+            "stage": event["stage"],
+            "part": None,
+            "step": first,
+            "steps": event.get("total"),
+            "metrics": {},
+        }
         return state | begun | {"started": event["time"], "first": first, "eta_seconds": None}
     if kind in ("step", "progress"):
         left = event.get("seconds_left")
-        if kind == "progress" and event["stage"] in PARTS and event["stage"] != state.get("part"):
-            state = state | {"part": event["stage"], "started": event["time"], "first": event["step"]}
-        elif kind == "progress" and event["step"] > state.get("first", 0):
+        if kind == "progress":
+            at = (
+                {"part": event["stage"]}
+                if event["stage"] in PARTS
+                else {"stage": event["stage"], "part": None}
+            )
             spent = event["time"] - state.get("started", event["time"])
-            done = event["step"] - state.get("first", 0)
-            left = spent / done * (event["total"] - event["step"])
+            if not at.items() <= state.items() or spent < _KEPT_SECONDS:
+                state = state | at | {"started": event["time"], "first": event["step"]}
+            elif event["step"] > state["first"]:
+                left = spent / (event["step"] - state["first"]) * (event["total"] - event["step"])
         return state | {"step": event["step"], "steps": event["total"], "eta_seconds": left,
                         "metrics": shown_metrics(event.get("metrics", {}))}  # fmt: skip
     if kind == "verdict":
