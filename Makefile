@@ -9,7 +9,7 @@ ARGS ?=
 CHROMIUM := $(firstword $(shell command -v chromium chromium-browser google-chrome 2>/dev/null))
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: up setup test lint need-chromium clean
+.PHONY: up setup test lint need-chromium clean bench bench-peers bench-quick
 
 up: setup
 	$(VENV)/bin/nestling up $(ARGS)
@@ -38,6 +38,29 @@ lint: $(VENV)/.installed-dev
 
 need-chromium:
 	@test -n "$(CHROMIUM)" || { echo "The page's test needs Chromium. Install it with: apt-get install chromium"; exit 1; }
+
+# The peers of `nestling bench peers`, in an environment of their own, and llama.cpp built from its packaged source.
+PEERS := .bench
+bench-peers: $(PEERS)/.installed
+
+$(PEERS)/.installed: $(VENV)/.installed
+	$(PYTHON) -m venv $(PEERS)/venv
+	$(PEERS)/venv/bin/python -m pip install --quiet --extra-index-url $(TORCH_INDEX) "$(TORCH)"
+	$(PEERS)/venv/bin/python -m pip install --quiet "trl==1.5.*" "transformers>=5" peft accelerate datasets requests
+	@command -v cmake >/dev/null && command -v c++ >/dev/null || \
+	  { echo "llama.cpp needs a compiler. Install it with: apt-get install cmake g++"; exit 1; }
+	$(PEERS)/venv/bin/python -m pip download --quiet --no-deps --no-binary llama-cpp-python llama-cpp-python -d $(PEERS)
+	mkdir -p $(PEERS)/source && tar -xzf $(PEERS)/llama_cpp_python-*.tar.gz -C $(PEERS)/source --strip-components=1
+	cmake -S $(PEERS)/source/vendor/llama.cpp -B $(PEERS)/llama.cpp -DCMAKE_BUILD_TYPE=Release -DLLAMA_CURL=OFF \
+	  -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF >/dev/null
+	cmake --build $(PEERS)/llama.cpp --target llama-batched-bench llama-quantize -j 2 >/dev/null
+	@touch $@
+
+bench: bench-peers
+	$(VENV)/bin/nestling bench peers
+
+bench-quick: $(VENV)/.installed
+	$(VENV)/bin/nestling bench quick
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info src/*.egg-info

@@ -28,11 +28,12 @@ COMMANDS = {
     "versions": ("versions:versions", "List, show, promote and roll back versions."),
     "export": ("versions:export", "Write a version as a Hugging Face folder or a GGUF file."),
     "data": ("data:data", "Starter data, a file's problems, what is trained, people's judgments."),
+    "bench": ("bench:bench", "Time our steps beside the peers', as they grow, or against plain products."),
     "doctor": ("versions:doctor", "Say what this machine can do and what is missing."),
 }
 
 
-COMPUTING = {"run", "sft", "rank", "reward-model", "ppo", "evaluate", "compare"}
+COMPUTING = {"run", "sft", "rank", "reward-model", "ppo", "evaluate", "compare", "bench"}
 """Commands that compute for minutes on end."""
 
 

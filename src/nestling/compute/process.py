@@ -24,6 +24,8 @@ _MALLOC = {
     # One heap for all threads: what one worker has given back, the other can use (PPO's peak 5.5 instead of 5.9 GiB).
     "glibc.malloc.arena_max": "1",
 }
+MALLOC_TUNABLES = ":".join(f"{name}={value}" for name, value in _MALLOC.items())
+"""What ``GLIBC_TUNABLES`` is set to."""
 
 
 def give_memory_back() -> None:
@@ -68,6 +70,12 @@ def peak_memory() -> int | None:
     return most if sys.platform == "darwin" else most * 1024
 
 
+LIBRARY_SETTINGS = {
+    "OMP_WAIT_POLICY": "PASSIVE", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "16",
+}  # fmt: skip
+"""Environment of every Nestling process; ``settle_libraries`` says why."""
+
+
 def settle_libraries() -> None:
     """Set what OpenMP and oneDNN read once; before torch is loaded. A user's own settings stay.
 
@@ -79,9 +87,8 @@ def settle_libraries() -> None:
     own, so that of the 1,024 that each keeps by default hardly one is ever used again. A pass needs about a dozen a
     worker. Memory grew by 16 MB with every fine-tuning step while only oneDNN's were limited, to 64; now by none.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
-    os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
+    for name, value in LIBRARY_SETTINGS.items():
+        os.environ.setdefault(name, value)
 
 
 def keep_memory() -> None:
@@ -92,6 +99,5 @@ def keep_memory() -> None:
     """
     if not sys.platform.startswith("linux") or _TUNED in os.environ or "GLIBC_TUNABLES" in os.environ:
         return
-    tunables = ":".join(f"{name}={value}" for name, value in _MALLOC.items())
-    environment = os.environ | {_TUNED: "1", "GLIBC_TUNABLES": tunables}
+    environment = os.environ | {_TUNED: "1", "GLIBC_TUNABLES": MALLOC_TUNABLES}
     os.execve(sys.executable, [sys.executable, "-m", "nestling", *sys.argv[1:]], environment)

@@ -49,9 +49,9 @@ def behaviour_bars(versions: Sequence[Results]) -> str:
     axes.invert_yaxis()
     axes.set(xlim=(0, 100), xlabel="per cent of prompts, with 95 % intervals")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(versions), frameon=False)
-    _plain(axes)
+    plain(axes)
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-    return _svg(canvas, "bars")
+    return as_svg(canvas, "bars")
 
 
 def wins_and_losses(comparison: Comparison) -> str:
@@ -72,8 +72,8 @@ def wins_and_losses(comparison: Comparison) -> str:
     axes.margins(x=0.12)
     axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     axes.set(xlabel=f"prompts that only {comparison.first} or only {comparison.second} answers well")
-    _plain(axes)
-    return _svg(canvas, f"wins {comparison.first} {comparison.second}")
+    plain(axes)
+    return as_svg(canvas, f"wins {comparison.first} {comparison.second}")
 
 
 def training_curves(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -102,19 +102,19 @@ def _curves(stage: str, curves: Mapping[str, Mapping[float, float]]) -> str:
         axes.set_title(name, fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))
-        _plain(axes)
+        plain(axes)
     for axes in grid[len(curves) :]:
         axes.set_visible(False)
-    return _svg(canvas, f"curves {stage}")
+    return as_svg(canvas, f"curves {stage}")
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
     axes.set_axisbelow(True)
 
 
-def _svg(canvas: Canvas, salt: str) -> str:
+def as_svg(canvas: Canvas, salt: str) -> str:
     """The picture without XML prologue; the salt keeps ids of several pictures in one page apart."""
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none", "font.family": "sans-serif"}):

@@ -150,13 +150,17 @@ class PlannedStage(ABC, Generic[Network, Item]):
     def step(self, step: int) -> dict[str, float]:
         if step == 0:
             self.best.record(0, self.validate()["validation_loss"])
-        rows = [part for row in self.plan[step] for part in self.parts(row, len(self.plan[step]))]
         scale = rate_scale(step, self.total_steps, self.config.warmup_steps, self.config.schedule)
-        metrics = self.learner.update(rows, sum(map(self.weight, rows)), self.row_loss, scale)
+        metrics = self.update(self.plan[step], scale)
         if (step + 1) % self.config.validate_every == 0 or step + 1 == self.total_steps:
             metrics |= self.validate()
             self.best.record(step + 1, metrics["validation_loss"])
         return metrics
+
+    def update(self, rows: Sequence[Sequence[int]], scale: float) -> dict[str, float]:
+        """One update on these rows, each of items by their indices."""
+        dealt = [part for row in rows for part in self.parts(row, len(rows))]
+        return self.learner.update(dealt, sum(map(self.weight, dealt)), self.row_loss, scale)
 
     def parts(self, row: Sequence[int], rows: int) -> list[list[Item]]:
         """The items of a row, in pieces where a step has fewer rows than there are workers."""

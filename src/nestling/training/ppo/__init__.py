@@ -8,6 +8,7 @@ from pathlib import Path
 from nestling.compute.workers import Workers
 from nestling.errors import DataError
 from nestling.generation.side_by_side import SideBySide
+from nestling.model.decoder import Decoder
 from nestling.model.hf_folder import LoadedModel, copy_decoder
 from nestling.model.lora import merge_lora
 from nestling.model.scorer import Scorer
@@ -19,7 +20,7 @@ from nestling.training.ppo.networks import Networks
 from nestling.training.ppo.stage import PPO, Prompt
 from nestling.workspace.events import EventLog
 
-__all__ = ["PPO", "Networks", "PPOConfig", "Prompt", "reward_mix", "train_ppo"]
+__all__ = ["PPO", "Networks", "PPOConfig", "Prompt", "critic_of", "reward_mix", "train_ppo"]
 
 
 def reward_mix(config: PPOConfig, scorer: Scorer | None, workers: Workers | None = None) -> RewardMix:
@@ -56,6 +57,16 @@ def rehearsable(
     return fitting
 
 
+def critic_of(model: LoadedModel, scorer: Scorer | None, config: PPOConfig) -> Decoder | None:
+    """The trunk that a separate critic starts from: the reward model's, or the policy's when there is none."""
+    if config.critic == "shared":
+        return None
+    critic = copy_decoder(scorer.decoder if scorer is not None else model.decoder)
+    for parameter in critic.model.parameters():
+        parameter.requires_grad_(True)
+    return critic
+
+
 def train_ppo(
     model: LoadedModel,
     prompts: Sequence[Prompt],
@@ -72,8 +83,7 @@ def train_ppo(
 ) -> None:
     """Align ``model`` in place. Its weights at the start are the reference.
 
-    ``reward`` replaces the mix of the settings. A separate critic starts from the reward model's trunk, or from the
-    policy's when there is none. ``demonstrations`` take part where ``config.demonstration_coef`` says so.
+    ``reward`` replaces the mix of the settings. ``demonstrations`` take part where ``demonstration_coef`` says so.
 
     Raises:
         DataError: no prompts, or no demonstrations where the settings want some.
@@ -84,12 +94,7 @@ def train_ppo(
     rehearsed = rehearsable(model, demonstrations, config)
     if left_out := len(demonstrations) - len(rehearsed):
         events.append("samples_left_out", stage=PPO.name, count=left_out)
-    critic = None
-    if config.critic == "separate":
-        critic = copy_decoder(scorer.decoder if scorer is not None else model.decoder)
-        for parameter in critic.model.parameters():
-            parameter.requires_grad_(True)
-    networks = Networks(model, config, critic)
+    networks = Networks(model, config, critic_of(model, scorer, config))
     workers = workers or Workers()
     engine = SideBySide(model, workers, max_batch=config.prompts * config.samples)
     mix = reward or reward_mix(config, scorer, workers)

@@ -128,11 +128,7 @@ class PPO:
 
         Returns the attempts and the seconds spent generating.
         """
-        samples, render = range(self.config.samples), self.engine.tokenizer.render_prompt
-        asked = walk(
-            len(self.prompts), self.config.seed, step * self.config.prompts, (step + 1) * self.config.prompts
-        )
-        rendered = [(self.prompts[at], render(self.prompts[at].messages)) for at in asked]
+        samples, rendered = range(self.config.samples), self.asked(step)
         chosen = [prompt for prompt, _ in rendered for _ in samples]
         ids = [prompt_ids for _, prompt_ids in rendered for _ in samples]
         sampling = [
@@ -150,6 +146,13 @@ class PPO:
         give_memory_back()  # answering and updating want pieces of other sizes: kept, they would add up
         attempts = [Attempt(p.messages, c, p.check) for p, c in zip(chosen, completions, strict=True)]
         return attempts, seconds
+
+    def asked(self, step: int) -> list[tuple[Prompt, list[int]]]:
+        """This iteration's prompts, with their token ids."""
+        first, count = step * self.config.prompts, self.config.prompts
+        chosen = walk(len(self.prompts), self.config.seed, first, first + count)
+        prompts = [self.prompts[at] for at in chosen]
+        return [(prompt, self.engine.tokenizer.render_prompt(prompt.messages)) for prompt in prompts]
 
     def partition(self, attempts: Sequence[Attempt], step: int) -> list[Minibatch]:
         """Deal the prompts into minibatches, each with all its answers, and pack each minibatch into rows.

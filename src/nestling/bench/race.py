@@ -1,0 +1,208 @@
+"""Minutes to the same held-out reward: ours and TRL's PPO learn from the same weights and the same reward model."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure as Canvas
+
+from nestling.bench.duel import Contender, Player
+from nestling.bench.report import machine
+from nestling.bench.setting import Material
+from nestling.compute.device import Hardware
+from nestling.data import curriculum
+from nestling.evaluation.plots import as_svg, plain
+from nestling.generation.protocol import Sampling
+from nestling.generation.side_by_side import SideBySide
+from nestling.model.hf_folder import load_model
+from nestling.model.scorer import Scorer, load_scorer
+from nestling.rewards.terms import Attempt, LearnedScore
+from nestling.text.tokenizer import Tokenizer
+from nestling.workspace import Version, atomic
+
+ANSWERS, ANSWER_TOKENS, LONGEST_PROMPT = 16, 64, 64
+HELD_OUT = 96
+SAVE_EVERY = 5
+UNFINISHED = 1.0
+
+OURS: dict[str, Any] = {"prompts": 4, "samples": 4, "learning_rate": 3e-5, "kl_coef": 0.03, "epochs": 2}
+TRL: dict[str, dict[str, Any]] = {
+    "1e-6, 4 epochs": {"learning_rate": 1e-6, "num_ppo_epochs": 4},
+    "3e-6, 4 epochs (its default)": {"learning_rate": 3e-6, "num_ppo_epochs": 4},
+    "1e-5, 4 epochs": {"learning_rate": 1e-5, "num_ppo_epochs": 4},
+    "1e-5, 1 epoch": {"learning_rate": 1e-5, "num_ppo_epochs": 1},
+}
+
+
+@dataclass
+class Runner:
+    """One learning run: minutes of its own clock and the held-out reward, every ``SAVE_EVERY`` iterations."""
+
+    name: str
+    contender: Contender
+    saves: Path
+    curve: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def best(self) -> float:
+        return max(reward for _, reward in self.curve)
+
+    def minutes_to(self, reward: float) -> float | None:
+        """When the curve first crosses ``reward``, between two points in proportion; None where it never does."""
+        for (t0, r0), (t1, r1) in zip(self.curve, self.curve[1:], strict=False):
+            if r1 >= reward:
+                return t1 if r1 == r0 else t0 + (t1 - t0) * max(0.0, (reward - r0) / (r1 - r0))
+        return None
+
+
+class Judge:
+    """Scores a saved policy on prompts nobody trained on: greedy answers, normalised scores, less for cut ones."""
+
+    def __init__(self, scorer_folder: Path, tokenizer: Tokenizer, hardware: Hardware) -> None:
+        self.scorer: Scorer = load_scorer(scorer_folder, hardware.torch_dtype)
+        self.hardware = hardware
+        self.prompts = list(itertools.islice(_rendered("gate", tokenizer), HELD_OUT))
+
+    def __call__(self, folder: Path) -> float:
+        workers = self.hardware.side_by_side()
+        model = load_model(folder, self.hardware.torch_dtype)
+        greedy = Sampling(temperature=0, max_tokens=ANSWER_TOKENS)
+        answers = SideBySide(model, workers, max_batch=len(self.prompts)).generate_ids(
+            self.prompts, [greedy] * len(self.prompts)
+        )
+        attempts = [Attempt([], answer, None) for answer in answers]
+        scores = LearnedScore(self.scorer, workers=workers)(attempts)
+        unfinished = sum(not answer.finished for answer in answers)
+        return statistics.mean(scores) - UNFINISHED * unfinished / len(answers)
+
+
+def _rendered(split: Any, tokenizer: Tokenizer) -> Iterator[list[int]]:
+    """Prompts of the starter curriculum that are short enough, one behaviour after another in turns."""
+    names = [name for name, b in curriculum.load().behaviours.items() if not b.held_out]
+    pools = [curriculum.items(split, 7, [name], 40) for name in names]
+    for number in range(40):
+        for pool in pools:
+            if number < len(pool):
+                ids = tokenizer.render_prompt(pool[number].messages)
+                if len(ids) <= LONGEST_PROMPT:
+                    yield ids
+
+
+def runners(
+    material: Material, policy: Version, reward: Version, python: Path, seed: int, settings: Sequence[str]
+) -> tuple[Runner, list[Runner]]:
+    """Ours and TRL's by these settings, all from ``policy`` and with ``reward``."""
+    scorer = load_scorer(reward.folder, material.hardware.torch_dtype)
+    common = {
+        "model": str(policy.folder), "scorer": str(reward.folder), "score_mean": scorer.mean, "score_std": scorer.std,
+        "prompts": list(_rendered("train", material.tokenizer)), "answers": ANSWERS, "answer_tokens": ANSWER_TOKENS,
+        "save_every": SAVE_EVERY, "seed": seed,
+    }  # fmt: skip
+
+    def runner(name: str, program: str, more: dict[str, Any], **who: Any) -> Runner:
+        slug = "".join(c if c.isalnum() else "-" for c in f"{name}-{seed}")
+        saves = material.folder / "race" / slug
+        shutil.rmtree(saves, ignore_errors=True)
+        saves.mkdir(parents=True)
+        setting = material.write(f"race-{slug}", common | more | {"saves": str(saves)})
+        return Runner(name, Contender(name, program, setting, **who), saves)
+
+    ours = runner("Nestling", "ours", {"kind": "race", "ours": OURS})
+    peers = [runner(f"TRL, {name}", "trl_race.py", {"trl": TRL[name]}, python=python) for name in settings]
+    return ours, peers
+
+
+def run(
+    players: Sequence[Runner], iterations: int, judge: Judge, start: float, told: Callable[[str], object]
+) -> None:
+    """Let them learn in turns, an iteration each; their curves are filled in."""
+    opened: list[Player] = []
+    try:
+        for runner in players:
+            log = runner.saves / "log"
+            opened.append(Player(runner.contender, log).__enter__())
+            runner.curve.append((0.0, start))
+        clocks = [0.0] * len(players)
+        for iteration in range(1, iterations + 1):
+            for number, (runner, player) in enumerate(zip(players, opened, strict=True)):
+                clocks[number] += player.turn()["seconds"] / 60
+                if iteration % SAVE_EVERY == 0:
+                    folder = runner.saves / str(iteration)
+                    runner.curve.append((clocks[number], judge(folder)))
+                    shutil.rmtree(folder)
+                    minutes, reward = runner.curve[-1]
+                    told(
+                        f"{runner.name}: iteration {iteration}, {minutes:.1f} min, held-out reward {reward:.3f}"
+                    )
+    finally:
+        for player in opened:
+            player.__exit__(None, None, None)
+
+
+def write_race(
+    folder: Path,
+    material: Material,
+    trials: Sequence[Runner],
+    pairs: Sequence[tuple[Runner, Runner]],
+    command: str,
+) -> Path:
+    """``race.md`` and its picture.
+
+    The mark to reach is the best that TRL reached in each pair: what it does not reach, it is not asked for.
+    """
+    lines = [
+        "# Minutes to the same held-out reward",
+        "",
+        f"{machine(material.hardware)}. Command: `{command}`.",
+        "",
+    ]
+    lines += [
+        "Both learn from the same fine-tuned weights and the same reward model (normalised, full depth), "
+        f"{ANSWERS} answers of at most {ANSWER_TOKENS} tokens an iteration. Held-out reward: mean score of greedy "
+        f"answers to {HELD_OUT} prompts nobody trains on, less 1 for an answer that does not end. Judging and saving "
+        "stop the clock.",
+        "", "| TRL's settings tried | best reward | minutes |", "|---|---:|---:|",
+        *(f"| {t.name} | {t.best:.3f} | {t.curve[-1][0]:.1f} |" for t in trials), "",
+        "| seed | start | TRL's best | TRL, minutes to it | ours, minutes to it | ratio |",
+        "|---|---:|---:|---:|---:|---|",
+    ]  # fmt: skip
+    ratios = []
+    for number, (ours, peer) in enumerate(pairs):
+        mark = peer.best
+        theirs, mine = peer.minutes_to(mark), ours.minutes_to(mark)
+        shown = "ours never reached it"
+        if mark <= peer.curve[0][1]:
+            # It has not learned at all: it counts at its whole budget, against our time to a tenth more than the start.
+            mine, theirs = ours.minutes_to(peer.curve[0][1] + 0.1), peer.curve[-1][0]
+        if mine:
+            ratios.append((theirs or peer.curve[-1][0]) / mine)
+            shown = f"{ratios[-1]:.1f}"
+        cell = lambda minutes: f"{minutes:.1f}" if minutes is not None else "never"
+        lines.append(
+            f"| {number} | {ours.curve[0][1]:.3f} | {mark:.3f} | {cell(theirs)} | {cell(mine)} | {shown} |"
+        )
+    if ratios:
+        lines += ["", f"Median ratio: **{statistics.median(ratios):.1f}**."]
+    atomic.write_text(folder / "pictures" / "race.svg", _curves(pairs))
+    page = folder / "race.md"
+    atomic.write_text(page, "\n".join([*lines, "", "![race](pictures/race.svg)", ""]))
+    return page
+
+
+def _curves(pairs: Sequence[tuple[Runner, Runner]]) -> str:
+    canvas = Canvas(figsize=(7, 3.2), layout="constrained")
+    axes = canvas.subplots()
+    for number, pair in enumerate(pairs):
+        for runner, colour in zip(pair, ("#3d7ea6", "#b3412f"), strict=True):
+            label = runner.name if number == 0 else None
+            axes.plot(*zip(*runner.curve, strict=True), "o-", markersize=3, color=colour, label=label)
+    axes.set(xlabel="minutes of training", ylabel="held-out reward")
+    axes.legend(frameon=False)
+    plain(axes)
+    return as_svg(canvas, "race")

@@ -1,0 +1,147 @@
+"""``nestling bench``: how fast training and decoding are, beside the peers' and by themselves."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from nestling.bench.setting import Material, prepare
+from nestling.cli.common import choose_hardware, hardware_options, workspace_option
+from nestling.errors import ConfigError
+from nestling.workspace import Workspace
+
+PEERS = Path(".bench/venv/bin/python")
+
+
+@click.group()
+def bench() -> None:
+    """Time our steps beside the peers', as they grow, or against plain products."""
+
+
+def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--base, --out and the options every command has."""
+    command = click.option("--base", default="smollm2-135m-instruct", show_default=True, help="The weights.")(
+        command
+    )
+    command = click.option(
+        "--out", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True,
+        help="Folder of the report.",
+    )(command)  # fmt: skip
+    return workspace_option(hardware_options(command))
+
+
+def _material(root: str | None, base: str, dtype: str, threads: int) -> Material:
+    workspace = Workspace(root)
+    return prepare(workspace, workspace.cache / "bench", base, choose_hardware(dtype, threads))
+
+
+@bench.command()
+@click.option(
+    "--python", type=click.Path(path_type=Path), default=PEERS, show_default=True, help="The peers' Python."
+)
+@click.option(
+    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each in a duel."
+)
+@click.option("--only", metavar="TEXT", help="Only duels whose name contains this.")
+@shared_options
+def peers(python: Path, rounds: int, only: str | None, base: str, out: Path, dtype: str, threads: int,
+          root: str | None) -> None:  # fmt: skip
+    """Duels with TRL, transformers and llama.cpp, in turns; writes speed.md."""
+    from nestling.bench.duel import fight
+    from nestling.bench.matches import Matches, roofline
+    from nestling.bench.report import write_speed
+    from nestling.bench.roofline import measure_peaks
+
+    _require(python)
+    console, material = Console(), _material(root, base, dtype, threads)
+    peaks = measure_peaks(material.hardware)
+    chosen = [duel for duel in Matches(material, python).all() if not only or only in duel.name]
+    told = lambda text: console.print(text, markup=False, highlight=False)
+    outcomes = [fight(duel, rounds, material.folder / "logs", told) for duel in chosen]
+    command = f"nestling bench peers --rounds {rounds}" + (f" --only '{only}'" if only else "")
+    page = write_speed(out, outcomes, roofline(material, outcomes, peaks), material.hardware, peaks, command)
+    told(f"Written: {page}")
+
+
+def _require(python: Path) -> None:
+    if not python.exists():
+        raise ConfigError("the peers are not installed.", where=str(python), remedy="Run `make bench-peers`.")
+
+
+@bench.command()
+@click.option(
+    "--python", type=click.Path(path_type=Path), default=PEERS, show_default=True, help="The peers' Python."
+)
+@click.option("--policy", required=True, metavar="VERSION", help="Whose weights both start from.")
+@click.option("--reward-model", required=True, metavar="VERSION", help="What both learn from.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Pairs of runs.")
+@click.option(
+    "--iterations", type=click.IntRange(5), default=40, show_default=True, help="Of each run of a pair."
+)
+@click.option(
+    "--trials", type=click.IntRange(5), default=20, show_default=True, help="Iterations to find TRL's best."
+)
+@shared_options
+def race(python: Path, policy: str, reward_model: str, seeds: int, iterations: int, trials: int, base: str, out: Path,
+         dtype: str, threads: int, root: str | None) -> None:  # fmt: skip
+    """Minutes to the same held-out reward, beside TRL at its best settings; writes race.md."""
+    from nestling.bench.race import TRL, Judge, run, runners, write_race
+
+    _require(python)
+    console, material, versions = Console(), _material(root, base, dtype, threads), Workspace(root).versions
+    told = lambda text: console.print(text, markup=False, highlight=False)
+    start, reward = versions.get(policy), versions.get(reward_model)
+    judge = Judge(reward.folder, material.tokenizer, material.hardware)
+    first = judge(start.folder)
+    _, tried = runners(material, start, reward, python, 0, list(TRL))
+    for trial in tried:
+        run([trial], trials, judge, first, told)
+    best = list(TRL)[max(range(len(tried)), key=lambda i: tried[i].best)]
+    pairs = []
+    for seed in range(seeds):
+        ours, peers = runners(material, start, reward, python, seed, [best])
+        run([ours, *peers], iterations, judge, first, told)
+        pairs.append((ours, peers[0]))
+    command = f"nestling bench race --policy {policy} --reward-model {reward_model} --seeds {seeds}"
+    told(f"Written: {write_race(out, material, tried, pairs, f'{command} --iterations {iterations}')}")
+
+
+@bench.command()
+@click.option("--turns", type=click.IntRange(1), default=3, show_default=True, help="Turns at each point.")
+@shared_options
+def growth(turns: int, base: str, out: Path, dtype: str, threads: int, root: str | None) -> None:
+    """How time and memory grow with batch, length, model size and K; writes growth.md."""
+    from nestling.bench.growth import measure, series, write_growth
+
+    console, material = Console(), _material(root, base, dtype, threads)
+    told = lambda text: console.print(text, markup=False, highlight=False)
+    results = [(found, *measure(material, found, turns, told)) for found in series(material)]
+    told(f"Written: {write_growth(out, material, results)}")
+
+
+@bench.command()
+@click.option("--save", is_flag=True, help="Make these figures the baseline of this kind of machine.")
+@shared_options
+def quick(save: bool, base: str, out: Path, dtype: str, threads: int, root: str | None) -> None:
+    """Each step against plain products timed beside it; fails when one got more than 10 % slower."""
+    from nestling.bench import quick as watched
+
+    console, material = Console(), _material(root, base, dtype, threads)
+    file = out / "bench-quick.json"
+    told = lambda text: console.print(text, markup=False, highlight=False)
+    found = watched.measure(material, watched.baseline(material, file), told)
+    table = Table("step", "TFLOP of products", "baseline", "slower", title=watched.key(material))
+    for y in found:
+        known = f"{y.before:.2f}" if y.before else "none"
+        table.add_row(y.name, f"{y.units:.2f}", known, f"{y.slower:+.0%}" if y.before else "")
+    console.print(table)
+    if save:
+        watched.save(material, file, found)
+    elif any(y.lost for y in found):
+        sys.exit(1)
