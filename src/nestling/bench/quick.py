@@ -38,10 +38,10 @@ class Yardstick:
 
 def contenders(material: Material) -> list[Contender]:
     """The steps that are watched."""
-    prompts = material.windows(PPO_PROMPTS, PROMPT_TOKENS)
+    prompts = material.windows(PPO_PROMPTS // 2, PROMPT_TOKENS)  # half a duel's: it is to be quick
     kinds: dict[str, dict[str, Any]] = {
-        "ppo": {"kind": "ppo", "critic": "shared", "prompts": prompts, "answer_tokens": ANSWER_TOKENS},
-        "decode": {"kind": "decode", "prompts": prompts, "answer_tokens": ANSWER_TOKENS},
+        "ppo": {"kind": "ppo", "critic": "shared", "prompts": prompts, "answer_tokens": ANSWER_TOKENS // 2},
+        "decode": {"kind": "decode", "prompts": prompts, "answer_tokens": ANSWER_TOKENS // 2},
         "sft": {"kind": "sft", "conversations": material.conversations()[:3]},
         "reward_model": {"kind": "reward_model", "rankings": material.rankings()[:3]},
     }

@@ -18,10 +18,19 @@ from nestling.model.hf_folder import read_config
 from nestling.workflow.fetch import known_bases
 from nestling.workflow.recipe import Recipe
 
-# Shares of the measured rate of matrix products that whole passes reach, fitted to a complete quickstart on two cores.
-TRAIN_SHARE = 0.44
-READ_SHARE = 0.5
-DECODE_SHARE = 0.23
+
+@dataclass(frozen=True)
+class Shares:
+    """Of the measured rate of matrix products, what whole passes reach."""
+
+    train: float
+    read: float
+    decode: float
+
+
+# Fitted to quickstarts on two cores, with the server and an open page beside them. Faster products leave more of the
+# time to everything else.
+SHARES = {"bfloat16": Shares(0.44, 0.5, 0.23), "float32": Shares(0.6, 0.8, 0.3)}
 KEPT = 1e9  # bytes: the process, its kernels, and what the allocator keeps between pieces of other sizes
 ACTIVATIONS = 14.7  # numbers kept for the backward pass by each token and layer, in hidden sizes
 PROMPT, ANSWER, LONG_ANSWER = 45, 30, 60  # tokens; the base seldom ends by itself
@@ -38,23 +47,24 @@ class Cost:
 
 @dataclass(frozen=True)
 class Pace:
-    """How long passes take: parameters of the model, FLOP/s of all workers together."""
+    """How long passes take: parameters of the model, FLOP/s of all workers together, what of it passes reach."""
 
     parameters: int
     flops: float
+    shares: Shares
 
     def train(self, tokens: float) -> float:
         """Seconds of forward, backward and update."""
-        return 6 * self.parameters * tokens / (self.flops * TRAIN_SHARE)
+        return 6 * self.parameters * tokens / (self.flops * self.shares.train)
 
     def read(self, tokens: float) -> float:
         """Seconds of a forward pass."""
-        return 2 * self.parameters * tokens / (self.flops * READ_SHARE)
+        return 2 * self.parameters * tokens / (self.flops * self.shares.read)
 
     def answer(self, prompts: float, samples: int = 1, length: int = ANSWER) -> float:
         """Seconds to answer; a prompt is read once for all its answers."""
         written = prompts * samples * length
-        return self.read(prompts * PROMPT) + 2 * self.parameters * written / (self.flops * DECODE_SHARE)
+        return self.read(prompts * PROMPT) + 2 * self.parameters * written / (self.flops * self.shares.decode)
 
 
 def measured_pace(config: ModelConfig, hardware: Hardware, seconds: float = 1.0) -> Pace:
@@ -74,7 +84,8 @@ def measured_pace(config: ModelConfig, hardware: Hardware, seconds: float = 1.0)
 
     workers = hardware.side_by_side()
     workers.map(multiply, [seconds / 4] * workers.count)  # the first products choose their kernels
-    return Pace(config.num_parameters(), sum(workers.map(multiply, [seconds] * workers.count)))
+    flops_per_second = sum(workers.map(multiply, [seconds] * workers.count))
+    return Pace(config.num_parameters(), flops_per_second, SHARES[hardware.dtype])
 
 
 def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Cost:
@@ -104,7 +115,9 @@ def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Cost:
 def trainer_memory(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> float:
     """Bytes at the peak, which is PPO's or that of the widest row of fine-tuning and reward model."""
     n, width, ppo = config.num_parameters(), hardware.torch_dtype.itemsize, recipe.ppo
-    trained = n * (width + 16)  # with fp32 master, two moments and gradient
+    trained = n * (
+        16 if width == 4 else width + 16
+    )  # fp32 weights (masters beside smaller ones), moments, gradient
     activations = lambda tokens: tokens * config.num_layers * config.hidden_size * ACTIVATIONS * width
     supervised = (0 if recipe.sft.lora else trained) + activations(
         max(recipe.sft.row_tokens, recipe.reward_model.row_tokens)
