@@ -254,45 +254,38 @@ def test_cards_hold_what_the_gate_measured(whole: Path) -> None:
         assert "refusal" in measured and all(0 <= rate <= 1 for rate in measured.values())
 
 
-def test_progress_tells_stage_step_and_time_to_go() -> None:
-    events: list[dict[str, Any]] = [
-        {"kind": "run_started", "recipe": "mine", "stages": ["sft", "gate-sft"], "pid": 1},
-        {"kind": "stage_started", "stage": "gate-sft", "time": 100.0},
-        {"kind": "progress", "stage": "gate-sft", "step": 30, "total": 90, "time": 160.0},
-    ]
-    state: dict[str, Any] = {}
+def folded(*events: dict[str, Any]) -> dict[str, Any]:
+    state: dict[str, Any] = {"stages": list(STAGES)}
     for event in events:
         state = fold(state, event)
+    return state
+
+
+def progress(stage: str, step: int, total: int, time: float) -> dict[str, Any]:
+    return {"kind": "progress", "stage": stage, "step": step, "total": total, "time": time}
+
+
+def started(stage: str, time: float, **more: Any) -> dict[str, Any]:
+    return {"kind": "stage_started", "stage": stage, "time": time, **more}
+
+
+def test_progress_tells_stage_step_and_time_to_go() -> None:
+    run = {"kind": "run_started", "recipe": "mine", "stages": ["sft", "gate-sft"], "pid": 1}
+    state = folded(run, started("gate-sft", 100.0), progress("gate-sft", 30, 90, 160.0))
     assert state["eta_seconds"] == 120
-    told = line(state)
-    assert told == "[2/2] measuring the fine-tuned version  30/90  about 2 min 00 s to go"
+    assert line(state) == "[2/2] measuring the fine-tuned version  30/90  about 2 min 00 s to go"
 
 
 def test_what_was_kept_from_before_a_stop_does_not_count_as_fast() -> None:
-    state: dict[str, Any] = {"stages": list(STAGES)}
-    events: list[dict[str, Any]] = [
-        {"kind": "stage_started", "stage": "gate-base", "time": 0.0},
-        {"kind": "progress", "stage": "gate-base", "step": 1024, "total": 3072, "time": 0.5},
-        {"kind": "progress", "stage": "gate-base", "step": 2048, "total": 3072, "time": 1.0},
-        {"kind": "progress", "stage": "gate-base", "step": 2304, "total": 3072, "time": 101.0},
-    ]
-    for event in events:
-        state = fold(state, event)
+    kept = [progress("gate-base", step, 3072, time) for step, time in ((1024, 0.5), (2048, 1.0))]
+    state = folded(started("gate-base", 0.0), *kept, progress("gate-base", 2304, 3072, 101.0))
     assert state["eta_seconds"] == 300
 
 
 def test_a_part_of_a_stage_keeps_the_stages_number() -> None:
-    state: dict[str, Any] = {"stages": list(STAGES)}
-    events: list[dict[str, Any]] = [
-        {"kind": "stage_started", "stage": "sft", "time": 0.0},
-        {"kind": "progress", "stage": "replay", "step": 32, "total": 96, "time": 10.0},
-        {"kind": "progress", "stage": "replay", "step": 64, "total": 96, "time": 20.0},
-    ]
-    for event in events:
-        state = fold(state, event)
-    assert line(state) == "[2/9] collecting the base's own good answers  64/96  about 10 s to go"
-    state = fold(state, {"kind": "stage_started", "stage": "sft", "total": 9, "time": 30.0})
-    assert line(state) == "[2/9] fine-tuning  0/9"
+    events = [started("sft", 0.0), progress("replay", 32, 96, 10.0), progress("replay", 64, 96, 20.0)]
+    assert line(folded(*events)) == "[2/9] collecting the base's own good answers  64/96  about 10 s to go"
+    assert line(folded(*events, started("sft", 30.0, total=9))) == "[2/9] fine-tuning  0/9"
 
 
 def test_a_raising_that_was_killed_is_told_as_stopped(tmp_path: Path) -> None:

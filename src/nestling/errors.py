@@ -50,5 +50,9 @@ class QueueFull(NestlingError):
     """The server's bounded queue is full; the client should retry later."""
 
 
+class BenchError(NestlingError):
+    """A contender of a benchmark did not start or did not finish its turn."""
+
+
 class EndpointError(NestlingError):
     """An OpenAI-compatible endpoint refused, failed or could not be reached."""

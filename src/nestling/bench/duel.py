@@ -8,19 +8,15 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from nestling.compute.process import LIBRARY_SETTINGS, MALLOC_TUNABLES
-from nestling.errors import NestlingError
+from nestling.errors import BenchError
 
 PEERS = Path(__file__).parent / "peers"
-
-
-class BenchError(NestlingError):
-    """A contender did not start or did not finish its turn."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,12 @@ class Player:
             )  # fmt: skip
 
     def __enter__(self) -> Player:
-        self._line()
+        try:
+            self._line()
+        except BaseException:  # nobody else would end it
+            self._process.kill()
+            self._process.wait()
+            raise
         return self
 
     def turn(self) -> dict[str, float]:
@@ -121,13 +122,12 @@ class Outcome:
     peer: list[dict[str, float]]
     our_peak: int
     peer_peak: int
-    spread: tuple[float, float, float] = field(init=False)
 
-    def __post_init__(self) -> None:
-        ratios = [
-            p[self.duel.measure] / o[self.duel.measure] for o, p in zip(self.ours, self.peer, strict=True)
-        ]
-        object.__setattr__(self, "spread", quartiles(ratios))
+    @property
+    def spread(self) -> tuple[float, float, float]:
+        """Quartiles of the rounds' ratios, the peer's time over ours."""
+        what = self.duel.measure
+        return quartiles([p[what] / o[what] for o, p in zip(self.ours, self.peer, strict=True)])
 
     @property
     def ratio(self) -> float:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
-from nestling.bench.duel import BenchError, Contender, Player, quartiles
+from nestling.bench.duel import Contender, Player, quartiles
 from nestling.bench.report import GIB, machine
 from nestling.bench.setting import PROMPT_TOKENS, SEED, Material, lay_down
+from nestling.errors import BenchError
 from nestling.evaluation.plots import as_svg, plain
 from nestling.model.decoder import Decoder, initialise
 from nestling.model.hf_folder import LoadedModel
@@ -46,13 +47,8 @@ def series(material: Material) -> Iterator[Series]:
 
     def ppo(answers: int = 16, answer: int = 64, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
         prompts = material.windows(answers, PROMPT_TOKENS)
-        return {
-            "kind": "ppo",
-            "critic": "shared",
-            "prompts": prompts,
-            "answer_tokens": answer,
-            **(more or {}),
-        }
+        setting = {"kind": "ppo", "critic": "shared", "prompts": prompts, "answer_tokens": answer}
+        return setting | dict(more or {})
 
     yield Series(
         "PPO iteration, answers", "answers of 32 + 64 tokens", [(n, ppo(n)) for n in (4, 8, 16, 32, 64)]
@@ -64,10 +60,10 @@ def series(material: Material) -> Iterator[Series]:
         "reward-model step, candidates", "candidates of 24 rankings",
         [(k, {"kind": "reward_model", "rankings": [_ranked(material, k)]}) for k in (2, 4, 8)],
     )  # fmt: skip
-    sizes = [(name, shaped(material, name)) for name in WIDTHS]
+    sizes = [shaped(material, name) for name in WIDTHS]
     yield Series(
         "PPO iteration with LoRA, model size", "parameters in millions",
-        [(size / 1e6, ppo(more={"lora": 16} | folders)) for _, (size, folders) in sizes],
+        [(size / 1e6, ppo(more={"lora": 16} | folders)) for size, folders in sizes],
     )  # fmt: skip
 
 
@@ -83,11 +79,12 @@ def shaped(material: Material, name: str) -> tuple[int, dict[str, str]]:
         material.config, hidden_size=hidden, intermediate_size=inner, num_layers=layers, num_heads=heads,
         num_kv_heads=kv_heads, head_dim=hidden // heads,
     )  # fmt: skip
-    folder = material.folder / f"random-{name}"
-    model = LoadedModel(Decoder(config).to(material.hardware.torch_dtype), material.tokenizer)
-    if not (folder / "scorer").exists():
-        initialise(model.decoder, SEED)
-    return config.num_parameters(), lay_down(folder, model)
+
+    def make() -> LoadedModel:
+        decoder = initialise(Decoder(config).to(material.hardware.torch_dtype), SEED)
+        return LoadedModel(decoder, material.tokenizer)
+
+    return config.num_parameters(), lay_down(material.folder / f"random-{name}", make)
 
 
 def measure(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,11 @@ def hardware_of(setting: dict[str, Any]) -> Hardware:
     return Hardware("cpu", setting["dtype"], setting["threads"], setting.get("workers") or workers).apply()
 
 
+def scratch(setting: dict[str, Any]) -> Path:
+    """A folder that lives as long as this process."""
+    return Path(setting["scratch"])
+
+
 def endless(model: LoadedModel) -> LoadedModel:
     """The model without end tokens, so that every answer has its full length, as the peers'."""
     model.tokenizer.eos_ids = frozenset()
@@ -58,8 +63,7 @@ def ppo(setting: dict[str, Any]) -> Turn:
     reward = RewardMix([(LearnedScore(scorer, workers=workers), 1.0)])
     networks = Networks(model, config, critic_of(model, scorer, config))
     engine = SideBySide(model, workers, max_batch=config.prompts)
-    folder = Path(tempfile.mkdtemp(prefix="nestling-bench-"))
-    stage = _GivenPrompts(networks, engine, [Prompt([])], reward, config, folder, workers)
+    stage = _GivenPrompts(networks, engine, [Prompt([])], reward, config, scratch(setting), workers)
     stage.given = setting["prompts"]
     steps = itertools.count(1)
 
@@ -140,11 +144,8 @@ def sft(setting: dict[str, Any]) -> Turn:
     longest = max(sum(len(row.ids) for row in step) for step in batches)
     config = SFTConfig(learning_rate=1e-6, row_tokens=longest, batch_tokens=longest, epochs=1)
     flat = [row for step in batches for row in step]
-    folder = Path(tempfile.mkdtemp(prefix="nestling-bench-"))
-    stage = SFT(model.decoder, flat, flat[:1], config, folder, hardware.side_by_side())
-    starts = list(itertools.accumulate(map(len, batches), initial=0))
-    stage.plan = [[list(range(a, b))] for a, b in itertools.pairwise(starts)]  # the peers' steps
-    return _steps(stage)
+    stage = SFT(model.decoder, flat, flat[:1], config, scratch(setting), hardware.side_by_side())
+    return _steps(stage, batches)
 
 
 def reward_model(setting: dict[str, Any]) -> Turn:
@@ -158,19 +159,17 @@ def reward_model(setting: dict[str, Any]) -> Turn:
     longest = max(sum(map(len, step)) for step in batches)
     config = RewardModelConfig(learning_rate=1e-6, row_tokens=longest, batch_tokens=longest, epochs=1)
     flat = [ranking for step in batches for ranking in step]
-    folder = Path(tempfile.mkdtemp(prefix="nestling-bench-"))
-    stage = RewardModelStage(scorer, flat, flat[:1], config, folder, hardware.side_by_side())
-    starts = list(itertools.accumulate(map(len, batches), initial=0))
-    stage.plan = [[list(range(a, b))] for a, b in itertools.pairwise(starts)]
-    return _steps(stage)
+    stage = RewardModelStage(scorer, flat, flat[:1], config, scratch(setting), hardware.side_by_side())
+    return _steps(stage, batches)
 
 
-def _steps(stage: PlannedStage[Any, Any]) -> Turn:
-    """Updates by the stage's plan, over and over, without its validations."""
-    plans = itertools.cycle(stage.plan)
+def _steps(stage: PlannedStage[Any, Any], batches: Sequence[Sequence[object]]) -> Turn:
+    """Updates on one batch after another, as the peers take them, over and over; the stage's items are theirs."""
+    starts = itertools.accumulate(map(len, batches), initial=0)
+    rows = itertools.cycle([list(range(first, end)) for first, end in itertools.pairwise(starts)])
 
     def turn() -> None:
-        stage.update(next(plans), 1.0)
+        stage.update([next(rows)], 1.0)
 
     return turn
 
@@ -182,7 +181,8 @@ def main() -> None:
     """``python -m nestling.bench.ours SETTING.json``: the setting's ``kind`` says what a turn is."""
     turns = Turns()
     torch.manual_seed(turns.setting["seed"])
-    turns.take(KINDS[turns.setting["kind"]](turns.setting))
+    with tempfile.TemporaryDirectory() as scratch:
+        turns.take(KINDS[turns.setting["kind"]](turns.setting | {"scratch": scratch}))
 
 
 if __name__ == "__main__":

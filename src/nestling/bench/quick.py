@@ -10,7 +10,7 @@ from typing import Any
 
 from nestling.bench.duel import Contender, Player, quartiles
 from nestling.bench.report import processor
-from nestling.bench.roofline import measure_peaks
+from nestling.bench.roofline import peak_flops
 from nestling.bench.setting import ANSWER_TOKENS, PPO_PROMPTS, PROMPT_TOKENS, Material
 from nestling.workspace import atomic
 
@@ -58,7 +58,7 @@ def measure(
             player.turn()
             units = []
             for _ in range(TURNS):
-                rate = measure_peaks(material.hardware, turns=3).flops
+                rate = peak_flops(material.hardware, turns=3)
                 units.append(player.turn()["seconds"] * rate / 1e12)
         found.append(Yardstick(contender.name, quartiles(units)[1], before.get(contender.name)))
         told(f"{contender.name}: {found[-1].units:.2f} TFLOP of products in the same time")

@@ -6,6 +6,7 @@ import itertools
 import shutil
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ ANSWERS, ANSWER_TOKENS, LONGEST_PROMPT = 16, 64, 64
 HELD_OUT = 96
 SAVE_EVERY = 5
 UNFINISHED = 1.0
+NOTICED = 0.1
 
 OURS: dict[str, Any] = {"prompts": 4, "samples": 4, "learning_rate": 3e-5, "kl_coef": 0.03, "epochs": 2}
 TRL: dict[str, dict[str, Any]] = {
@@ -122,27 +124,21 @@ def run(
     players: Sequence[Runner], iterations: int, judge: Judge, start: float, told: Callable[[str], object]
 ) -> None:
     """Let them learn in turns, an iteration each; their curves are filled in."""
-    opened: list[Player] = []
-    try:
+    with ExitStack() as stack:
+        running = [(r, stack.enter_context(Player(r.contender, r.saves / "log"))) for r in players]
+        clocks = dict.fromkeys((r.name for r in players), 0.0)
         for runner in players:
-            log = runner.saves / "log"
-            opened.append(Player(runner.contender, log).__enter__())
             runner.curve.append((0.0, start))
-        clocks = [0.0] * len(players)
         for iteration in range(1, iterations + 1):
-            for number, (runner, player) in enumerate(zip(players, opened, strict=True)):
-                clocks[number] += player.turn()["seconds"] / 60
+            for runner, player in running:
+                clocks[runner.name] += player.turn()["seconds"] / 60
                 if iteration % SAVE_EVERY == 0:
-                    folder = runner.saves / str(iteration)
-                    runner.curve.append((clocks[number], judge(folder)))
+                    folder, minutes = runner.saves / str(iteration), clocks[runner.name]
+                    runner.curve.append((minutes, judge(folder)))
                     shutil.rmtree(folder)
-                    minutes, reward = runner.curve[-1]
                     told(
-                        f"{runner.name}: iteration {iteration}, {minutes:.1f} min, held-out reward {reward:.3f}"
+                        f"{runner.name}: iteration {iteration}, {minutes:.1f} min, reward {runner.curve[-1][1]:.3f}"
                     )
-    finally:
-        for player in opened:
-            player.__exit__(None, None, None)
 
 
 def write_race(
@@ -154,7 +150,8 @@ def write_race(
 ) -> Path:
     """``race.md`` and its picture.
 
-    The mark to reach is the best that TRL reached in each pair: what it does not reach, it is not asked for.
+    The mark to reach is the best that TRL reached in each pair: what it does not reach, it is not asked for. Where it
+    has not learned at all, it counts at its whole budget, against our time to ``NOTICED`` more than the start.
     """
     lines = [
         "# Minutes to the same held-out reward",
@@ -177,12 +174,12 @@ def write_race(
         mark = peer.best
         theirs, mine = peer.minutes_to(mark), ours.minutes_to(mark)
         shown = "ours never reached it"
-        if mark <= peer.curve[0][1]:
-            # It has not learned at all: it counts at its whole budget, against our time to a tenth more than the start.
-            mine, theirs = ours.minutes_to(peer.curve[0][1] + 0.1), peer.curve[-1][0]
-        if mine:
-            ratios.append((theirs or peer.curve[-1][0]) / mine)
-            shown = f"{ratios[-1]:.1f}"
+        learned = mark > peer.curve[0][1]
+        if not learned:
+            mine, theirs = ours.minutes_to(mark + NOTICED), peer.curve[-1][0]
+        if mine and theirs:
+            ratios.append(theirs / mine)
+            shown = f"{ratios[-1]:.1f}" if learned else f"more than {ratios[-1]:.1f}"
         cell = lambda minutes: f"{minutes:.1f}" if minutes is not None else "never"
         lines.append(
             f"| {number} | {ours.curve[0][1]:.3f} | {mark:.3f} | {cell(theirs)} | {cell(mine)} | {shown} |"

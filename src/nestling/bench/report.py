@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import statistics
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -62,8 +63,9 @@ def write_speed(
         "Each pair took turns, who began changed every round; a ratio is the peer's time over ours in the same round, "
         "given as the median with its quartiles. Memory is the most that the whole process held.",
         "",
-        "| ours / peer | times as fast | quartiles | asked (aim) | ours, s | peer, s | ours, GiB | peer, GiB |",
-        "|---|---:|---|---|---:|---:|---:|---:|",
+        "| ours / peer | times as fast | quartiles | asked (aim) | ours, s | peer, s | our tokens/s "
+        "| ours, GiB | peer, GiB |",
+        "|---|---:|---|---|---:|---:|---:|---:|---:|",
         *(_row(outcome) for outcome in outcomes),
         "",
         "![ratios](pictures/speed.svg)",
@@ -84,12 +86,13 @@ def write_speed(
 
 def _row(o: Outcome) -> str:
     d = o.duel
-    median = lambda turns: sorted(t[d.measure] for t in turns)[len(turns) // 2]
+    median = lambda turns: statistics.median(t[d.measure] for t in turns)
     asked = f"{d.least:g}x ({d.aim:g}x)" if d.least else ""
+    rate = f"{d.tokens / median(o.ours):.0f}" if d.tokens else ""
     low, middle, high = o.spread
     return (
         f"| {d.name} | **{middle:.2f}** | {low:.2f} to {high:.2f} | {asked} | {median(o.ours):.2f} | "
-        f"{median(o.peer):.2f} | {o.our_peak / GIB:.2f} | {o.peer_peak / GIB:.2f} |"
+        f"{median(o.peer):.2f} | {rate} | {o.our_peak / GIB:.2f} | {o.peer_peak / GIB:.2f} |"
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nestling.compute.device import Hardware
+from nestling.compute.device import Hardware, product_rate
 from nestling.model.config import ModelConfig
 
 
@@ -24,33 +24,22 @@ class Peaks:
     bandwidth: float
 
 
-def measure_peaks(hardware: Hardware, turns: int = 12, size: int = 1024) -> Peaks:
-    """The fastest of several turns, every worker at once with the threads it trains with."""
-    ones = lambda *shape: torch.ones(shape, dtype=hardware.torch_dtype)
-    a, b, big = ones(size, size), ones(size, size), torch.ones(1 << 26)  # 256 MiB: no cache holds it
-    repeats = 4
+def peak_flops(hardware: Hardware, turns: int = 6, size: int = 1024) -> float:
+    """The best of several short turns of large products."""
+    return max(product_rate(hardware, size, size, size, seconds=0.15) for _ in range(turns))
 
-    def multiply(_: int, __: int) -> None:
-        for _ in range(repeats):
-            torch.nn.functional.linear(a, b)
 
-    def read(_: int, __: int) -> None:
+def measure_peaks(hardware: Hardware, turns: int = 6, size: int = 1024) -> Peaks:
+    """Products, and reading 256 MiB, which no cache holds; every worker at once."""
+    big, workers = torch.ones(1 << 26), hardware.side_by_side()
+
+    def read(_: int, __: int) -> float:
+        start = time.perf_counter()
         big.sum()
+        return big.numel() * big.element_size() / (time.perf_counter() - start)
 
-    workers = hardware.side_by_side()
-
-    def best(work: object) -> float:
-        times = []
-        for _ in range(turns):
-            start = time.perf_counter()
-            workers.map(work, list(range(workers.count)))  # type: ignore[arg-type]
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    count = workers.count
-    return Peaks(
-        count * repeats * 2 * size**3 / best(multiply), count * big.numel() * big.element_size() / best(read)
-    )
+    bandwidth = max(sum(workers.map(read, list(range(workers.count)))) for _ in range(turns))
+    return Peaks(peak_flops(hardware, turns, size), bandwidth)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from nestling.compute.device import Hardware
 from nestling.data import curriculum
 from nestling.data.packing import pack
+from nestling.evaluation.answers import folder_identity
 from nestling.evaluation.perplexity import load_passages
 from nestling.model.config import ModelConfig
 from nestling.model.gguf_writer import export_gguf
@@ -95,13 +98,10 @@ class Material:
             if kind == "BF16":
                 export_gguf(self.folder / "model", path, "bf16")
             else:
-                command = [
-                    str(binaries / "llama-quantize"),
-                    str(self.gguf("BF16", binaries)),
-                    str(path),
-                    kind,
-                ]
-                subprocess.run(command, check=True, capture_output=True)
+                partial = path.with_suffix(".partial")
+                words = map(str, (binaries / "llama-quantize", self.gguf("BF16", binaries), partial, kind))
+                subprocess.run([*words], check=True, capture_output=True)
+                partial.replace(path)
         return path
 
     def write(self, name: str, more: dict[str, Any]) -> Path:
@@ -111,20 +111,23 @@ class Material:
         return path
 
 
-def prepare(workspace: Workspace, folder: Path, base: str, hardware: Hardware) -> Material:
-    """Lay the base and a reward model of full depth (its trunk, a random head) into ``folder``, in fp32."""
-    model = fetch_base(base, workspace.cache).load("Nestling", torch.float32)
-    lay_down(folder, model)
+def prepare(workspace: Workspace, base: str, hardware: Hardware) -> Material:
+    """Lay the base and a reward model of full depth (its trunk, a random head) into the workspace's cache, in fp32."""
+    found = fetch_base(base, workspace.cache)
+    model = found.load("Nestling", torch.float32)
+    folder = workspace.cache / "bench" / folder_identity(found.path)[:16]
+    lay_down(folder, lambda: model)
     return Material(folder, model.config, model.tokenizer, hardware)
 
 
-def lay_down(folder: Path, model: LoadedModel) -> dict[str, str]:
-    """Save ``model``, and a reward model on its trunk, below ``folder`` unless they are there; where they are."""
+def lay_down(folder: Path, make: Callable[[], LoadedModel]) -> dict[str, str]:
+    """Save a model, and a reward model on its trunk, below ``folder`` unless they are there; where they are."""
     places = {"model": folder / "model", "scorer": folder / "scorer"}
-    if not places["model"].exists():
+    if not places["scorer"].exists():  # written last
+        model = make()
+        shutil.rmtree(places["model"], ignore_errors=True)
         with atomic.new_folder(places["model"]) as partial:
             save_model(partial, model)
-    if not places["scorer"].exists():
         with atomic.new_folder(places["scorer"]) as partial:
             save_scorer(partial, _random_scorer(model))
     return {name: str(place) for name, place in places.items()}

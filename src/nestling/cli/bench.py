@@ -36,15 +36,24 @@ def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return workspace_option(hardware_options(command))
 
 
+def _their_python(_context: click.Context, _option: click.Parameter, python: Path) -> Path:
+    if not python.exists():
+        raise ConfigError("the peers are not installed.", where=str(python), remedy="Run `make bench-peers`.")
+    return python
+
+
+python_option = click.option(
+    "--python", type=click.Path(path_type=Path), default=PEERS, show_default=True, callback=_their_python,
+    help="The peers' Python.",
+)  # fmt: skip
+
+
 def _material(root: str | None, base: str, dtype: str, threads: int) -> Material:
-    workspace = Workspace(root)
-    return prepare(workspace, workspace.cache / "bench", base, choose_hardware(dtype, threads))
+    return prepare(Workspace(root), base, choose_hardware(dtype, threads))
 
 
 @bench.command()
-@click.option(
-    "--python", type=click.Path(path_type=Path), default=PEERS, show_default=True, help="The peers' Python."
-)
+@python_option
 @click.option(
     "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each in a duel."
 )
@@ -58,26 +67,17 @@ def peers(python: Path, rounds: int, only: str | None, base: str, out: Path, dty
     from nestling.bench.report import write_speed
     from nestling.bench.roofline import measure_peaks
 
-    _require(python)
-    console, material = Console(), _material(root, base, dtype, threads)
+    material = _material(root, base, dtype, threads)
     peaks = measure_peaks(material.hardware)
     chosen = [duel for duel in Matches(material, python).all() if not only or only in duel.name]
-    told = lambda text: console.print(text, markup=False, highlight=False)
-    outcomes = [fight(duel, rounds, material.folder / "logs", told) for duel in chosen]
+    outcomes = [fight(duel, rounds, material.folder / "logs", click.echo) for duel in chosen]
     command = f"nestling bench peers --rounds {rounds}" + (f" --only '{only}'" if only else "")
     page = write_speed(out, outcomes, roofline(material, outcomes, peaks), material.hardware, peaks, command)
-    told(f"Written: {page}")
-
-
-def _require(python: Path) -> None:
-    if not python.exists():
-        raise ConfigError("the peers are not installed.", where=str(python), remedy="Run `make bench-peers`.")
+    click.echo(f"Written: {page}")
 
 
 @bench.command()
-@click.option(
-    "--python", type=click.Path(path_type=Path), default=PEERS, show_default=True, help="The peers' Python."
-)
+@python_option
 @click.option("--policy", required=True, metavar="VERSION", help="Whose weights both start from.")
 @click.option("--reward-model", required=True, metavar="VERSION", help="What both learn from.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Pairs of runs.")
@@ -93,23 +93,21 @@ def race(python: Path, policy: str, reward_model: str, seeds: int, iterations: i
     """Minutes to the same held-out reward, beside TRL at its best settings; writes race.md."""
     from nestling.bench.race import TRL, Judge, run, runners, write_race
 
-    _require(python)
-    console, material, versions = Console(), _material(root, base, dtype, threads), Workspace(root).versions
-    told = lambda text: console.print(text, markup=False, highlight=False)
+    material, versions = _material(root, base, dtype, threads), Workspace(root).versions
     start, reward = versions.get(policy), versions.get(reward_model)
     judge = Judge(reward.folder, material.tokenizer, material.hardware)
     first = judge(start.folder)
     _, tried = runners(material, start, reward, python, 0, list(TRL))
     for trial in tried:
-        run([trial], trials, judge, first, told)
+        run([trial], trials, judge, first, click.echo)
     best = list(TRL)[max(range(len(tried)), key=lambda i: tried[i].best)]
     pairs = []
     for seed in range(seeds):
         ours, peers = runners(material, start, reward, python, seed, [best])
-        run([ours, *peers], iterations, judge, first, told)
+        run([ours, *peers], iterations, judge, first, click.echo)
         pairs.append((ours, peers[0]))
     command = f"nestling bench race --policy {policy} --reward-model {reward_model} --seeds {seeds}"
-    told(f"Written: {write_race(out, material, tried, pairs, f'{command} --iterations {iterations}')}")
+    click.echo(f"Written: {write_race(out, material, tried, pairs, f'{command} --iterations {iterations}')}")
 
 
 @bench.command()
@@ -119,10 +117,9 @@ def growth(turns: int, base: str, out: Path, dtype: str, threads: int, root: str
     """How time and memory grow with batch, length, model size and K; writes growth.md."""
     from nestling.bench.growth import measure, series, write_growth
 
-    console, material = Console(), _material(root, base, dtype, threads)
-    told = lambda text: console.print(text, markup=False, highlight=False)
-    results = [(found, *measure(material, found, turns, told)) for found in series(material)]
-    told(f"Written: {write_growth(out, material, results)}")
+    material = _material(root, base, dtype, threads)
+    results = [(found, *measure(material, found, turns, click.echo)) for found in series(material)]
+    click.echo(f"Written: {write_growth(out, material, results)}")
 
 
 @bench.command()
@@ -132,15 +129,14 @@ def quick(save: bool, base: str, out: Path, dtype: str, threads: int, root: str 
     """Each step against plain products timed beside it; fails when one got more than 10 % slower."""
     from nestling.bench import quick as watched
 
-    console, material = Console(), _material(root, base, dtype, threads)
+    material = _material(root, base, dtype, threads)
     file = out / "bench-quick.json"
-    told = lambda text: console.print(text, markup=False, highlight=False)
-    found = watched.measure(material, watched.baseline(material, file), told)
+    found = watched.measure(material, watched.baseline(material, file), click.echo)
     table = Table("step", "TFLOP of products", "baseline", "slower", title=watched.key(material))
     for y in found:
         known = f"{y.before:.2f}" if y.before else "none"
         table.add_row(y.name, f"{y.units:.2f}", known, f"{y.slower:+.0%}" if y.before else "")
-    console.print(table)
+    Console().print(table)
     if save:
         watched.save(material, file, found)
     elif any(y.lost for y in found):

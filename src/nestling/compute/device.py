@@ -96,6 +96,23 @@ def matrix_rates(device: str, size: int = 512, turns: int = 10) -> dict[str, flo
     return {dtype: 6 * size**3 / min(turn[dtype] for turn in timed[2:]) for dtype in DTYPES}
 
 
+def product_rate(hardware: Hardware, rows: int, inner: int, outer: int, seconds: float) -> float:
+    """FLOP/s of [rows, inner] x [inner, outer] products, every worker at once for that long, neighbours and all."""
+    ones = lambda *shape: torch.ones(shape, device=hardware.device, dtype=hardware.torch_dtype)
+    a, b = ones(rows, inner), ones(outer, inner)
+
+    def multiply(_: int, limit: float) -> float:
+        count, start = 0, time.perf_counter()
+        while time.perf_counter() - start < limit:
+            torch.nn.functional.linear(a, b).sum().item()  # item() waits for an asynchronous device
+            count += 1
+        return count * 2 * rows * inner * outer / (time.perf_counter() - start)
+
+    workers = hardware.side_by_side()
+    workers.map(multiply, [seconds / 4] * workers.count)  # the first products choose their kernels
+    return sum(workers.map(multiply, [seconds] * workers.count))
+
+
 def _product_seconds(dtype: str, device: str, size: int) -> float:
     a = torch.ones(size, size, device=device, dtype=DTYPES[dtype])
     b = torch.ones(3 * size, size, device=device, dtype=DTYPES[dtype])

@@ -109,6 +109,7 @@ def _curves(stage: str, curves: Mapping[str, Mapping[float, float]]) -> str:
 
 
 def plain(axes: Axes) -> None:
+    """No frame above and on the right, small figures."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
     axes.set_axisbelow(True)

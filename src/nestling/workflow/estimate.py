@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.table import Table
 
-from nestling.compute.device import Hardware
+from nestling.compute.device import Hardware, product_rate
 from nestling.errors import ModelError
 from nestling.evaluation.suite import build_suite
 from nestling.model.config import ModelConfig
@@ -67,25 +65,10 @@ class Pace:
         return self.read(prompts * PROMPT) + 2 * self.parameters * written / (self.flops * self.shares.decode)
 
 
-def measured_pace(config: ModelConfig, hardware: Hardware, seconds: float = 1.0) -> Pace:
-    """Let every worker multiply by a matrix of the model's size for a while, neighbours and all."""
-    ones = lambda rows: torch.ones(
-        rows, config.hidden_size, device=hardware.device, dtype=hardware.torch_dtype
-    )
-    weight, rows = ones(config.intermediate_size), ones(512)
-    flops = 2 * rows.shape[0] * weight.numel()
-
-    def multiply(_: int, limit: float) -> float:
-        count, start = 0, time.perf_counter()
-        while time.perf_counter() - start < limit:
-            torch.nn.functional.linear(rows, weight).sum().item()  # item() waits for an asynchronous device
-            count += 1
-        return count * flops / (time.perf_counter() - start)
-
-    workers = hardware.side_by_side()
-    workers.map(multiply, [seconds / 4] * workers.count)  # the first products choose their kernels
-    flops_per_second = sum(workers.map(multiply, [seconds] * workers.count))
-    return Pace(config.num_parameters(), flops_per_second, SHARES[hardware.dtype])
+def measured_pace(config: ModelConfig, hardware: Hardware) -> Pace:
+    """By products with a matrix of the model's size."""
+    flops = product_rate(hardware, 512, config.hidden_size, config.intermediate_size, seconds=1.0)
+    return Pace(config.num_parameters(), flops, SHARES[hardware.dtype])
 
 
 def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Cost:
