@@ -6,6 +6,7 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def experience(ppo: PPO, step: int = 0) -> tuple[list[Attempt], list[Trace], lis
 
 VARIANTS: list[dict[str, Any]] = [
     {}, {"samples": 3}, {"critic": "separate"}, {"lora": LoRAConfig(rank=4)}, {"value_coef": 0.0}, {"kl_target": 0.5},
-    {"importance_cap": 2.0}, {"temperature": 0.7}, {"demonstration_coef": 0.3},
+    {"importance_cap": 2.0}, {"temperature": 0.7}, {"demonstration_coef": 0.3}, {"frozen_blocks": 1},
+    {"frozen_blocks": 1, "lora": LoRAConfig(rank=4)}, {"frozen_blocks": 1, "critic": "separate"},
 ]  # fmt: skip
 
 
@@ -103,7 +105,9 @@ class _Again(PPO):
 
 
 @pytest.mark.parametrize("workers", [Workers(), Workers(2)], ids=["alone", "two"])
-@pytest.mark.parametrize("changes", [{}, {"critic": "separate"}, {"lora": LoRAConfig(rank=4)}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"critic": "separate"}, {"lora": LoRAConfig(rank=4)}, {"frozen_blocks": 1}], ids=str
+)
 def test_the_scoring_pass_that_is_kept_is_the_one_an_update_would_compute(
     changes: dict[str, Any], workers: Workers, tmp_path: Path
 ) -> None:
@@ -118,6 +122,40 @@ def test_the_scoring_pass_that_is_kept_is_the_one_an_update_would_compute(
         assert not ppo._ahead  # no graph outlives its update
         weights.append([p.detach().clone() for p in ppo.networks.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+class _FromTheStart(PPO):
+    """Sends rows through the frozen blocks again in every pass."""
+
+    def partition(self, attempts: Sequence[Attempt], step: int) -> list[Minibatch]:
+        minibatches = super().partition(attempts, step)
+        assert all(row.below is not None and row.below.blocks == 1 for part in minibatches for row, _ in part)
+        return [[(replace(row, below=None), indices) for row, indices in part] for part in minibatches]
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": LoRAConfig(rank=4)}, {"demonstration_coef": 0.3}], ids=str)
+def test_frozen_blocks_computed_once_for_all_are_as_if_computed_every_time(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    weights = []
+    for kind in (PPO, _FromTheStart):
+        ppo = make_ppo(tmp_path, workers=Workers(2), frozen_blocks=1, **changes)
+        ppo.__class__ = kind
+        for step in range(2):
+            ppo.step(step)
+        weights.append(dict(ppo.networks.policy.named_parameters()))
+    assert_equal(*weights)
+    start = dict(make_ppo(tmp_path, frozen_blocks=1, **changes).networks.policy.named_parameters())
+    moved = {name for name, p in weights[0].items() if not torch.equal(p, start[name])}
+    assert moved and all("layers.1." in name or name == "model.norm.weight" for name in moved)
+
+
+def test_the_reference_has_no_copy_of_frozen_blocks(tmp_path: Path) -> None:
+    networks = make_ppo(tmp_path, frozen_blocks=1).networks
+    own, theirs = networks.policy.state_dict(), networks.reference.state_dict()
+    shared = {name for name in own if own[name].data_ptr() == theirs[name].data_ptr()}
+    assert "model.embed_tokens.weight" in shared and "model.layers.0.mlp.up_proj.weight" in shared
+    assert not any("layers.1." in name for name in shared)
 
 
 def test_an_iteration_ends_before_the_update_that_would_go_too_far(tmp_path: Path) -> None:
@@ -236,6 +274,7 @@ RESUMED: dict[str, dict[str, Any]] = {
     "separate critic": {"critic": "separate"},
     "adapters": {"lora": LoRAConfig(rank=4)},
     "two workers": {"samples": 3, "workers": Workers(2)},
+    "frozen blocks": {"frozen_blocks": 1, "workers": Workers(2)},
     "demonstrations": {"demonstration_coef": 0.5, "demonstration_tokens": 32, "stop_kl": 1e-3, "epochs": 3},
 }
 

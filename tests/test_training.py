@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from nestling.errors import DataError, TrainingStopped
+from nestling.errors import ConfigError, DataError, TrainingStopped
 from nestling.generation.engine import Engine
 from nestling.generation.protocol import Request, Sampling
 from nestling.model.hf_folder import LoadedModel
@@ -24,6 +24,7 @@ from nestling.training.reward_model import RankedIds, RewardModelConfig, RewardM
 from nestling.training.schedule import rate_scale
 from nestling.training.settings import LoRAConfig
 from nestling.training.sft import SFT, SFTConfig, sample_loss, train_sft
+from nestling.training.trained_part import choose_trained
 from nestling.workspace.events import EventLog
 from test_text_support import assistant, user
 from tiny import tiny_model
@@ -239,6 +240,34 @@ def test_interpolated_weights_lie_on_the_way_to_the_trained_ones(
             weight, torch.lerp(start[name].detach(), end[name], 0.6), atol=1e-6, rtol=1e-5
         )
     assert whole.loss == whole.best_loss == part.best_loss < part.loss < part.first_loss
+
+
+def test_frozen_blocks_stay_and_what_is_above_them_gets_the_same_gradients(tmp_path: Path) -> None:
+    gradients = []
+    for frozen in (0, 1):
+        model = tiny_model()
+        stage = SFT(model.decoder, *[samples_of(model)] * 2, SFTConfig(), tmp_path)
+        choose_trained(model.decoder, frozen)
+        learner = learner_for(model)
+        learner.gradients([samples_of(model)], 100.0, stage.row_loss)
+        gradients.append({name: m.grad for name, m in learner.optimizer.masters.items()})
+    every, upper = gradients
+    assert {name for name in every if "layers.1." in name} | {"model.norm.weight"} == upper.keys()
+    assert_equal(upper, {name: every[name] for name in upper})
+
+    model = tiny_model()
+    config = SFTConfig(learning_rate=5e-3, epochs=2, row_tokens=512, batch_tokens=512, frozen_blocks=1)
+    before = weights(model)
+    train_sft(
+        model, samples_of(model)[:16], samples_of(model)[16:], config, tmp_path, EventLog(tmp_path / "e")
+    )
+    after = weights(model)
+    assert {n for n in before if not torch.equal(before[n], after[n])} == upper.keys()
+
+
+def test_a_network_without_a_block_to_train_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"frozen_blocks is 2, but the model has 2 blocks.*at most 1"):
+        choose_trained(tiny_model().decoder, 2)
 
 
 class Killed(Exception):

@@ -8,6 +8,7 @@ network serves training, prefill and decoding.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -24,6 +25,14 @@ class Attend(Protocol):
     def positions(self) -> Tensor: ...
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Below:
+    """A row of tokens behind the first ``blocks`` blocks: states [T, hidden_size], without gradient."""
+
+    states: Tensor
+    blocks: int
 
 
 class RMSNorm(nn.Module):
@@ -125,12 +134,21 @@ class Trunk(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = Rotary(config)
 
-    def forward(self, ids: Tensor, attend: Attend) -> Tensor:
-        x = self.embed_tokens(ids)
+    def forward(self, ids: Tensor, attend: Attend, below: Below | None = None) -> Tensor:
+        if below is None:
+            return self.norm(self._through(self.embed_tokens(ids), attend, 0, len(self.layers)))
+        return self.norm(self._through(below.states, attend, below.blocks, len(self.layers)))
+
+    @torch.no_grad()
+    def below(self, ids: Tensor, attend: Attend, blocks: int) -> Below:
+        """What ``forward`` may go on from: the part of it that networks with the same first blocks share."""
+        return Below(self._through(self.embed_tokens(ids), attend, 0, blocks), blocks)
+
+    def _through(self, x: Tensor, attend: Attend, first: int, end: int) -> Tensor:
         cos, sin = self.rotary(attend.positions, x.dtype)
-        for number, block in enumerate(self.layers):
-            x = block(x, cos, sin, number, attend)
-        return self.norm(x)
+        for number in range(first, end):
+            x = self.layers[number](x, cos, sin, number, attend)
+        return x
 
 
 class Decoder(nn.Module):
@@ -144,9 +162,10 @@ class Decoder(nn.Module):
         if config.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def forward(self, ids: Tensor, attend: Attend) -> Tensor:
-        """ids [T] -> final normed hidden states [T, hidden_size]."""
-        return self.model(ids, attend)
+    def forward(self, ids: Tensor, attend: Attend, below: Below | None = None) -> Tensor:
+        """ids [T] -> final normed hidden states [T, hidden_size]; from ``below`` on, where it is given."""
+        hidden: Tensor = self.model(ids, attend, below)
+        return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [N, hidden_size] -> fp32 logits [N, vocab_size]."""

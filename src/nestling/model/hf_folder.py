@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,11 +153,14 @@ def build_decoder(
     return decoder.eval()
 
 
-def copy_decoder(decoder: Decoder) -> Decoder:
-    """An independent frozen copy, such as PPO's reference."""
+def copy_decoder(decoder: Decoder, sharing: Collection[str] = ()) -> Decoder:
+    """A frozen copy, such as PPO's reference; independent but for the weights that it is named as ``sharing``."""
     twin = build_decoder(
         decoder.config,
-        ((name, p.detach().clone()) for name, p in decoder.named_parameters()),
+        (
+            (name, p.detach() if name in sharing else p.detach().clone())
+            for name, p in decoder.named_parameters()
+        ),
         "copy",
         decoder.dtype,
         decoder.device,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nestling.model.decoder import Below
 from nestling.model.layout import PackedLayout
 from nestling.text.samples import TokenSample
 
@@ -18,6 +19,7 @@ class Row:
 
     ids: [T] tokens; predictors: [N] index into the row of the state that predicts; targets: [N] the tokens predicted.
     counts: how many targets each sequence has, in order.
+    below: what frozen blocks make of it, once that is computed.
     """
 
     ids: Tensor
@@ -25,6 +27,7 @@ class Row:
     predictors: Tensor
     targets: Tensor
     counts: list[int]
+    below: Below | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from nestling.objectives.ranking import all_pairs_nll, pair_accuracy, plackett_l
 from nestling.training.learner import Loss
 from nestling.training.optimizer import ParameterGroup, trainable
 from nestling.training.planned import FitReport, OnStep, PlannedConfig, PlannedStage, require_data, run_plan
+from nestling.training.trained_part import choose_trained
 from nestling.workspace.events import EventLog
 
 LOSSES = {"plackett-luce": plackett_luce_nll, "pairs": all_pairs_nll}
@@ -107,5 +108,6 @@ def train_reward_model(
     usable, held = ([r for r in part if len(set(r.ranks)) > 1] for part in (fitting, held))
     teaches = bool(usable) and bool(held)
     require_data("rankings", len(rankings), len(validation), teaches, config.row_tokens)
+    choose_trained(scorer.decoder, config.frozen_blocks)
     stage = RewardModelStage(scorer, usable, held, config, folder, workers)
     return run_plan(stage, too_long, folder, events, on_step, checkpoint_seconds)

@@ -16,7 +16,13 @@ class LoRAConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """How a stage's optimizer moves."""
+    """What a stage's optimizer moves, and how."""
+
+    frozen_blocks: int = Field(
+        0,
+        ge=0,
+        description="Blocks that stay as they are, counted from the input, and the embeddings with them.",
+    )
 
     learning_rate: float = Field(3e-5, gt=0, lt=1, description="Peak learning rate of the network.")
     warmup_steps: int = Field(5, ge=0, description="Steps over which the rate rises to its peak.")

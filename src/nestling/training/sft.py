@@ -11,7 +11,7 @@ from pydantic import Field
 from nestling.compute.workers import Workers
 from nestling.model.decoder import Decoder
 from nestling.model.hf_folder import LoadedModel
-from nestling.model.lora import add_lora, merge_lora
+from nestling.model.lora import merge_lora
 from nestling.model.rows import Row, common_prefix, pack_row
 from nestling.model.vocabulary import token_logprobs
 from nestling.text.samples import TokenSample
@@ -19,6 +19,7 @@ from nestling.training.learner import Loss
 from nestling.training.optimizer import ParameterGroup, trainable
 from nestling.training.planned import FitReport, OnStep, PlannedConfig, PlannedStage, require_data, run_plan
 from nestling.training.settings import LoRAConfig
+from nestling.training.trained_part import choose_trained
 from nestling.workspace.events import EventLog
 
 
@@ -87,9 +88,7 @@ def train_sft(
     fitting, held = ([s for s in part if len(s.ids) <= limit] for part in (samples, validation))
     usable = all(any(any(s.loss_mask) for s in part) for part in (fitting, held))
     require_data("samples", len(samples), len(validation), usable, limit)
-    if config.lora:
-        add_lora(model.decoder.model, config.lora.rank, config.lora.alpha, seed=config.seed)
-        model.decoder.lm_head.weight.requires_grad_(False)
+    choose_trained(model.decoder, config.frozen_blocks, config.lora, config.seed)
     stage = SFT(model.decoder, fitting, held, config, folder, workers)
     too_long = len(samples) + len(validation) - len(fitting) - len(held)
     report = run_plan(stage, too_long, folder, events, on_step, checkpoint_seconds)

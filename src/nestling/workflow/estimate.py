@@ -51,9 +51,9 @@ class Pace:
     flops: float
     shares: Shares
 
-    def train(self, tokens: float) -> float:
-        """Seconds of forward, backward and update."""
-        return 6 * self.parameters * tokens / (self.flops * self.shares.train)
+    def train(self, tokens: float, share: float = 1.0) -> float:
+        """Seconds of forward, backward and update, where ``share`` of the parameters are trained."""
+        return (2 + 4 * share) * self.parameters * tokens / (self.flops * self.shares.train)
 
     def read(self, tokens: float) -> float:
         """Seconds of a forward pass."""
@@ -71,9 +71,19 @@ def measured_pace(config: ModelConfig, hardware: Hardware) -> Pace:
     return Pace(config.num_parameters(), flops, SHARES[hardware.dtype])
 
 
+def trained_share(config: ModelConfig, frozen_blocks: int) -> float:
+    """The share of parameters above frozen blocks (``training.trained_part``)."""
+    if not frozen_blocks:
+        return 1.0
+    parameters = config.num_parameters()
+    blocks = parameters - config.vocab_size * config.hidden_size * (1 if config.tie_embeddings else 2)
+    return blocks * (config.num_layers - frozen_blocks) / config.num_layers / parameters
+
+
 def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Cost:
     """Work divided by what this machine was measured to do."""
     pace, ppo = measured_pace(config, hardware), recipe.ppo
+    share = lambda stage: trained_share(config, stage.frozen_blocks)
     asked = len(build_suite("gate", sizes=recipe.evaluation.sizes).items)
     prompts = ppo.prompts * (ppo.iterations + ppo.critic_warmup)
     seen = prompts * (PROMPT + ppo.samples * ANSWER)
@@ -81,14 +91,14 @@ def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Cost:
     readers = 2 + (ppo.learned_weight > 0)  # the policy, the reference, and the reward model
     seconds = {
         "replay": pace.answer(recipe.data.replay, length=recipe.data.replay_max_tokens),
-        "sft": pace.train(recipe.sft.max_tokens),
+        "sft": pace.train(recipe.sft.max_tokens, share(recipe.sft)),
         "gate-base": pace.answer(asked, length=LONG_ANSWER),
         "gate-sft": pace.answer(asked),
         "rank": pace.answer(sum(recipe.rank.prompts.values()), recipe.rank.samples),
-        "reward_model": pace.train(recipe.reward_model.max_tokens),
+        "reward_model": pace.train(recipe.reward_model.max_tokens, share(recipe.reward_model)),
         "ppo": pace.answer(prompts, ppo.samples)
         + readers * pace.read(seen)
-        + ppo.epochs * pace.train(seen + rehearsed),
+        + ppo.epochs * pace.train(seen + rehearsed, share(ppo)),
         "gate-ppo": pace.answer(asked),
     }
     versions, checkpoints = 4 * 2 * pace.parameters, 2 * 12 * pace.parameters
@@ -98,18 +108,20 @@ def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Cost:
 def trainer_memory(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> float:
     """Bytes at the peak, which is PPO's or that of the widest row of fine-tuning and reward model."""
     n, width, ppo = config.num_parameters(), hardware.torch_dtype.itemsize, recipe.ppo
-    trained = n * (
-        16 if width == 4 else width + 16
-    )  # fp32 weights (masters beside smaller ones), moments, gradient
-    activations = lambda tokens: tokens * config.num_layers * config.hidden_size * ACTIVATIONS * width
-    supervised = (0 if recipe.sft.lora else trained) + activations(
-        max(recipe.sft.row_tokens, recipe.reward_model.row_tokens)
+    # fp32 masters (beside smaller weights), two moments and the gradient
+    states = lambda stage: n * (12 if width == 4 else 16) * trained_share(config, stage.frozen_blocks)
+    activations = lambda tokens, stage: (
+        tokens * (config.num_layers - stage.frozen_blocks) * config.hidden_size * ACTIVATIONS * width
+    )
+    supervised = n * width + max(
+        (0 if recipe.sft.lora else states(recipe.sft)) + activations(recipe.sft.row_tokens, recipe.sft),
+        states(recipe.reward_model) + activations(recipe.reward_model.row_tokens, recipe.reward_model),
     )
     update = ppo.prompts * (PROMPT + ppo.samples * ANSWER) / ppo.minibatches + ppo.demonstration_tokens
     in_flight = min(update, ppo.row_tokens * hardware.workers)
-    networks = 2 + (ppo.learned_weight > 0)  # frozen ones, and the policy laid out for answering
-    aligned = (n * width if ppo.lora else trained) + networks * n * width + activations(in_flight)
-    separate = trained if ppo.critic == "separate" else 0
+    networks = 3 + (ppo.learned_weight > 0)  # the policy, the same laid out for answering, and frozen ones
+    aligned = (0 if ppo.lora else states(ppo)) + networks * n * width + activations(in_flight, ppo)
+    separate = n * (16 if width == 4 else 18) if ppo.critic == "separate" else 0
     return KEPT + max(supervised, aligned + separate)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -10,27 +11,28 @@ from torch import Tensor, nn
 from nestling.model.decoder import Decoder
 from nestling.model.heads import ScalarHead
 from nestling.model.hf_folder import LoadedModel, copy_decoder
-from nestling.model.lora import adapters_off, add_lora
+from nestling.model.lora import adapters_off
 from nestling.model.rows import Row
 from nestling.model.vocabulary import token_logprobs, token_logprobs_and_entropy
 from nestling.training.optimizer import ParameterGroup, trainable
 from nestling.training.ppo.config import PPOConfig
+from nestling.training.trained_part import choose_trained
 
 
 class Networks(nn.Module):
     """Policy with a value head on its own trunk or beside it, and the frozen reference.
 
-    With LoRA the reference is the policy with its adapters off and costs no memory.
+    With LoRA the reference is the policy with its adapters off and costs no memory. Frozen blocks are the reference's
+    as well as the policy's, and a row goes through them once for both and for every update (``begin``).
     """
 
     def __init__(self, model: LoadedModel, config: PPOConfig, critic: Decoder | None = None) -> None:
         super().__init__()
         self.config = config
         self.policy = model.decoder
-        self.reference: Decoder | None = None if config.lora else copy_decoder(model.decoder)
-        if config.lora:
-            add_lora(self.policy.model, config.lora.rank, config.lora.alpha, seed=config.seed)
-            self.policy.lm_head.weight.requires_grad_(False)
+        choose_trained(self.policy, config.frozen_blocks, config.lora, config.seed)
+        frozen = {name for name, p in self.policy.named_parameters() if not p.requires_grad}
+        self.reference: Decoder | None = None if config.lora else copy_decoder(self.policy, sharing=frozen)
         self.critic: Decoder | None = critic if config.critic == "separate" else None
         self.value_head = ScalarHead(model.config.hidden_size, bias=True).to(self.policy.device)
 
@@ -46,9 +48,19 @@ class Networks(nn.Module):
             groups.append(ParameterGroup(trunk, c.critic_trunk_learning_rate, c.weight_decay))
         return groups
 
+    def begin(self, row: Row) -> Row:
+        """The row behind the frozen blocks, where there are any."""
+        if not self.config.frozen_blocks:
+            return row
+        return replace(row, below=self.policy.model.below(row.ids, row.layout, self.config.frozen_blocks))
+
+    def hidden(self, row: Row) -> Tensor:
+        """The policy's states that predict the row's targets, [N, hidden_size]."""
+        return self.policy(row.ids, row.layout, row.below)[row.predictors]
+
     def forward(self, row: Row) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities, entropies and values of a row's targets, fp32 [N] each."""
-        hidden = self.policy(row.ids, row.layout)[row.predictors]
+        hidden = self.hidden(row)
         logprobs, entropy = token_logprobs_and_entropy(
             hidden, self.policy.lm_head.weight, row.targets, self.config.temperature
         )
@@ -65,5 +77,5 @@ class Networks(nn.Module):
         """The frozen reference's log-probabilities of a row's targets, fp32 [N]."""
         decoder = self.reference if self.reference is not None else self.policy
         with adapters_off(self.policy) if self.reference is None else nullcontext():
-            hidden = decoder(row.ids, row.layout)[row.predictors]
+            hidden = decoder(row.ids, row.layout, row.below)[row.predictors]
             return token_logprobs(hidden, decoder.lm_head.weight, row.targets, self.config.temperature)

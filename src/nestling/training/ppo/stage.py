@@ -158,13 +158,13 @@ class PPO:
         """Deal the prompts into minibatches, each with all its answers, and pack each minibatch into rows.
 
         Scoring and updates use the very same rows: the forward that gives the old log-probabilities is then, bit for
-        bit, the one that the first update repeats.
+        bit, the one that the first update repeats. They have gone through the frozen blocks already.
         """
         k = self.config.samples
         groups = [[a.completion for a in attempts[at : at + k]] for at in range(0, len(attempts), k)]
         order = epoch_order(len(groups), derive_seed(self.config.seed, step), 0)
         count = self.learner.workers.count
-        return [
+        minibatches = [
             [
                 (row, [part[i] * k + sample for i in chosen for sample in range(k)])
                 for chosen, row in rows_of(
@@ -173,6 +173,8 @@ class PPO:
             ]
             for part in split_evenly(order, self.config.minibatches)
         ]
+        begun = ((row, indices) for _, indices, row in self.computed(minibatches, Networks.begin))
+        return [[next(begun) for _ in minibatch] for minibatch in minibatches]
 
     @torch.no_grad()
     def score(
@@ -226,9 +228,7 @@ class PPO:
     def warm_up_critic(self) -> None:
         """Fit the value head to the returns of the unmoved policy before it is believed."""
         features, returns = [], []
-        read = lambda networks, row: networks.value_features(
-            row, networks.policy(row.ids, row.layout)[row.predictors]
-        )
+        read = lambda networks, row: networks.value_features(row, networks.hidden(row))
         for batch in range(self.config.critic_warmup):
             attempts, _ = self.roll_out(-1 - batch)
             merits = against_siblings(self.reward(attempts)[0], self.config.samples)
