@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from nestling.cli import cli
 from nestling.compute.workers import Workers
-from nestling.errors import DataError, WorkspaceError
+from nestling.errors import ConfigError, DataError, WorkspaceError
 from nestling.generation.protocol import Sampling
 from nestling.generation.side_by_side import SideBySide
 from nestling.model.hf_folder import load_model, save_model
@@ -144,6 +144,11 @@ def test_chat_streams_an_answer_and_ends(home: Path) -> None:
 def test_dry_runs_estimate_time_memory_and_disk(words: list[str], tmp_path: Path) -> None:
     told = say(tmp_path, *words, "--dry-run")
     assert all(word in told for word in ("min", "GiB", "ppo")) and not list(tmp_path.iterdir())
+
+
+def test_settings_that_the_base_cannot_have_are_refused_before_the_first_stage(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ppo.frozen_blocks is 30, but the model has 30 blocks"):
+        say(tmp_path, "run", "quickstart", "--dry-run", "--set", "ppo.frozen_blocks=30")
 
 
 def test_doctor_tells_what_the_machine_can_do(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from nestling.training.schedule import rate_scale
 from nestling.training.settings import LoRAConfig
 from nestling.training.sft import SFT, SFTConfig, sample_loss, train_sft
 from nestling.training.trained_part import choose_trained
+from nestling.workflow.estimate import trained_share
 from nestling.workspace.events import EventLog
 from test_text_support import assistant, user
 from tiny import tiny_model
@@ -265,6 +266,31 @@ def test_frozen_blocks_stay_and_what_is_above_them_gets_the_same_gradients(tmp_p
     assert {n for n in before if not torch.equal(before[n], after[n])} == upper.keys()
 
 
+def test_a_checkpoint_of_other_trained_weights_is_refused(tmp_path: Path) -> None:
+    model = tiny_model()
+    whole = learner_for(model).optimizer.state()
+    choose_trained(model.decoder, 1)
+    with pytest.raises(ConfigError, match="Use a new folder"):
+        learner_for(model).optimizer.load_state(whole)
+
+
+@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4)], ids=["full", "lora"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_what_is_trained_above_frozen_blocks(tied: bool, lora: LoRAConfig | None) -> None:
+    model = tiny_model(tie_embeddings=tied)
+    choose_trained(model.decoder, 1, lora)
+    trained = trainable(model.decoder)
+    outside = {name for name in trained if "layers.1." not in name}
+    own = set() if tied else {"lm_head.weight"}
+    assert outside == ({"model.norm.weight"} | own if lora is None else set())
+    assert len(trained) > len(outside)
+    if lora is None:
+        counted = sum(p.numel() for p in trained.values()) - model.config.hidden_size  # the last norm
+        assert trained_share(model.config, 1) * model.config.num_parameters() == pytest.approx(
+            counted, rel=2e-3
+        )
+
+
 def test_a_network_without_a_block_to_train_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"frozen_blocks is 2, but the model has 2 blocks.*at most 1"):
         choose_trained(tiny_model().decoder, 2)
@@ -294,10 +320,12 @@ def run_in_pieces(make_stage: Any, folder: Path, kill_after: list[int]) -> Any:
     raise AssertionError("never finished")
 
 
+@pytest.mark.parametrize("frozen", [0, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_sft_killed_and_resumed_is_bit_equal(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_sft_killed_and_resumed_is_bit_equal(dtype: torch.dtype, frozen: int, tmp_path: Path) -> None:
     def make_stage(folder: Path) -> SFT:
         model = tiny_model(dtype=dtype)
+        choose_trained(model.decoder, frozen)
         samples = samples_of(model)
         config = SFTConfig(epochs=3, row_tokens=128, batch_tokens=256, validate_every=3, learning_rate=1e-3)
         return SFT(model.decoder, samples[:16], samples[16:], config, folder)
@@ -320,18 +348,21 @@ def rankings(model: LoadedModel) -> list[RankedIds]:
     return made
 
 
-@pytest.mark.parametrize("loss", ["pairs", "plackett-luce"])
-def test_reward_model_learns_a_ranking(loss: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("loss", "frozen"), [("pairs", 0), ("plackett-luce", 0), ("pairs", 1)])
+def test_reward_model_learns_a_ranking(loss: str, frozen: int, tmp_path: Path) -> None:
     model = tiny_model()
+    before = weights(model)
     scorer, data = Scorer(model.decoder, model.tokenizer), rankings(model)
     config = RewardModelConfig(loss=loss, learning_rate=2e-3, head_learning_rate=1e-2, epochs=12, row_tokens=400,
-                               batch_tokens=800, max_tokens=10**6)  # fmt: skip
+                               batch_tokens=800, max_tokens=10**6, frozen_blocks=frozen)  # fmt: skip
     report = train_reward_model(
         scorer, data[:18], data[18:], config, tmp_path / "rm", EventLog(tmp_path / "e")
     )
     stage = RewardModelStage(scorer, data[:18], data[18:], config, tmp_path / "other")
     assert report.best_loss < report.first_loss
     assert stage.validate()["validation_pair_accuracy"] == 1.0
+    moved = {name for name, weight in weights(model).items() if not torch.equal(weight, before[name])}
+    assert any("layers.0." in name for name in moved) == (frozen == 0)
 
 
 def test_packed_rankings_give_the_loss_of_separate_ones(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from nestling.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class ParameterGroup:
@@ -216,7 +218,17 @@ class MasterAdamW:
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Continue exactly where ``state`` was taken."""
+        """Continue exactly where ``state`` was taken.
+
+        Raises:
+            ConfigError: other weights were trained there, as with another number of frozen blocks.
+        """
+        theirs = {key.removeprefix("master/") for key in tensors if key.startswith("master/")}
+        if theirs != self.masters.keys():
+            raise ConfigError(
+                f"the checkpoint is of a training of {len(theirs)} weights, this one trains {len(self.masters)}.",
+                remedy="Use a new folder for other settings.",
+            )
         for name, master in self.masters.items():
             master.copy_(tensors[f"master/{name}"])
             keys = ("step", "exp_avg", "exp_avg_sq")

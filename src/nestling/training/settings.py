@@ -21,7 +21,8 @@ class OptimizerConfig(Config):
     frozen_blocks: int = Field(
         0,
         ge=0,
-        description="Blocks that stay as they are, counted from the input, and the embeddings with them.",
+        description="Blocks that stay as they are, counted from the input, and with them the embeddings and an "
+        "output layer tied to those; a separate critic is trained whole.",
     )
 
     learning_rate: float = Field(3e-5, gt=0, lt=1, description="Peak learning rate of the network.")

@@ -14,7 +14,7 @@ from nestling.model.config import ModelConfig
 from nestling.model.gguf_reader import read_gguf
 from nestling.model.hf_folder import read_config
 from nestling.workflow.fetch import known_bases
-from nestling.workflow.recipe import Recipe
+from nestling.workflow.recipe import Recipe, check_shape
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,10 @@ class Pace:
     shares: Shares
 
     def train(self, tokens: float, share: float = 1.0) -> float:
-        """Seconds of forward, backward and update, where ``share`` of the parameters are trained."""
+        """Seconds of forward, backward and update, where ``share`` of the parameters are trained.
+
+        A little less than it takes with frozen blocks: the gradient still passes through the output layer.
+        """
         return (2 + 4 * share) * self.parameters * tokens / (self.flops * self.shares.train)
 
     def read(self, tokens: float) -> float:
@@ -72,22 +75,25 @@ def measured_pace(config: ModelConfig, hardware: Hardware) -> Pace:
 
 
 def trained_share(config: ModelConfig, frozen_blocks: int) -> float:
-    """The share of parameters above frozen blocks (``training.trained_part``)."""
+    """The share of parameters that ``training.trained_part`` trains: an output layer of its own too."""
     if not frozen_blocks:
         return 1.0
-    parameters = config.num_parameters()
-    blocks = parameters - config.vocab_size * config.hidden_size * (1 if config.tie_embeddings else 2)
-    return blocks * (config.num_layers - frozen_blocks) / config.num_layers / parameters
+    parameters, embeddings = config.num_parameters(), config.vocab_size * config.hidden_size
+    output = 0 if config.tie_embeddings else embeddings
+    blocks = parameters - embeddings - output
+    return (output + blocks * (1 - frozen_blocks / config.num_layers)) / parameters
 
 
 def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Cost:
     """Work divided by what this machine was measured to do."""
+    check_shape(recipe, config)
     pace, ppo = measured_pace(config, hardware), recipe.ppo
     share = lambda stage: trained_share(config, stage.frozen_blocks)
     asked = len(build_suite("gate", sizes=recipe.evaluation.sizes).items)
     prompts = ppo.prompts * (ppo.iterations + ppo.critic_warmup)
     seen = prompts * (PROMPT + ppo.samples * ANSWER)
     rehearsed = ppo.demonstration_tokens * ppo.minibatches * ppo.iterations if ppo.demonstration_coef else 0
+    below = ppo.frozen_blocks / config.num_layers  # gone through once: not for the reference, nor in updates
     readers = 2 + (ppo.learned_weight > 0)  # the policy, the reference, and the reward model
     seconds = {
         "replay": pace.answer(recipe.data.replay, length=recipe.data.replay_max_tokens),
@@ -98,6 +104,7 @@ def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Cost:
         "reward_model": pace.train(recipe.reward_model.max_tokens, share(recipe.reward_model)),
         "ppo": pace.answer(prompts, ppo.samples)
         + readers * pace.read(seen)
+        - below * (1 + ppo.epochs) * pace.read(seen)
         + ppo.epochs * pace.train(seen + rehearsed, share(ppo)),
         "gate-ppo": pace.answer(asked),
     }

@@ -21,10 +21,12 @@ from nestling.data.formats import Conversation, read_rows
 from nestling.errors import ConfigError, DataError
 from nestling.evaluation.answers import folder_identity
 from nestling.generation.protocol import Sampling
+from nestling.model.config import ModelConfig
 from nestling.text.template import checked_name
 from nestling.training.ppo.config import PPOConfig
 from nestling.training.reward_model import RewardModelConfig
 from nestling.training.sft import SFTConfig
+from nestling.training.trained_part import require_a_block
 from nestling.workflow.fetch import DEFAULT_BASE, local_base
 from nestling.workflow.gate import GateRule, refuse_unknown
 
@@ -202,6 +204,17 @@ def load_recipe(
     for name in recipe.data.files:
         deque(read_rows(Path(name), Conversation), maxlen=0)  # a broken line is named now, not after an hour
     return recipe
+
+
+def check_shape(recipe: Recipe, config: ModelConfig) -> None:
+    """Refuse settings that the base's shape does not allow, before the first stage rather than in a later one.
+
+    Raises:
+        ConfigError: it names the key.
+    """
+    sections = {"sft": recipe.sft, "reward_model": recipe.reward_model, "ppo": recipe.ppo}
+    for name, stage in sections.items():
+        require_a_block(config, stage.frozen_blocks, f"{name}.frozen_blocks")
 
 
 def check_behaviours(counts: Iterable[str], where: str, *, rewarded: bool = False) -> None:

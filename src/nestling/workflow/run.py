@@ -22,10 +22,11 @@ from nestling.evaluation.compare import compare
 from nestling.evaluation.detectors import measure_detectors
 from nestling.evaluation.report import write_markdown, write_report
 from nestling.evaluation.results import Results
+from nestling.model.hf_folder import read_config
 from nestling.workflow import materials, stages
 from nestling.workflow.gate import GateVerdict, decide
 from nestling.workflow.progress import STAGES, ReportedLog
-from nestling.workflow.recipe import Recipe
+from nestling.workflow.recipe import Recipe, check_shape
 from nestling.workspace import Version, Workspace, atomic
 
 
@@ -72,6 +73,7 @@ class Run:
         recipe, bench = self.recipe, self.bench()
         with self.stage("base"):
             base = stages.import_base(bench, recipe.base, recipe.assistant)
+            check_shape(recipe, read_config(base.folder))
         tuned = self.made("sft", lambda b: stages.sft(b, base, recipe.data, recipe.sft, recipe.seed))
         base_results = self.measured(base, None, "gate-base")
         self.gated(tuned, base, base_results, "gate-sft")
