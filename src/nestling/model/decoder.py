@@ -135,9 +135,8 @@ class Trunk(nn.Module):
         self.rotary = Rotary(config)
 
     def forward(self, ids: Tensor, attend: Attend, below: Below | None = None) -> Tensor:
-        if below is None:
-            return self.norm(self._through(self.embed_tokens(ids), attend, 0, len(self.layers)))
-        return self.norm(self._through(below.states, attend, below.blocks, len(self.layers)))
+        x, first = (below.states, below.blocks) if below else (self.embed_tokens(ids), 0)
+        return self.norm(self._through(x, attend, first, len(self.layers)))
 
     @torch.no_grad()
     def below(self, ids: Tensor, attend: Attend, blocks: int) -> Below:

@@ -154,7 +154,7 @@ def build_decoder(
 
 
 def copy_decoder(decoder: Decoder, sharing: Collection[str] = ()) -> Decoder:
-    """A frozen copy, such as PPO's reference; independent but for the weights that it is named as ``sharing``."""
+    """A frozen copy, such as PPO's reference; weights named in ``sharing`` stay common to both."""
     twin = build_decoder(
         decoder.config,
         (

@@ -19,12 +19,9 @@ class OptimizerConfig(Config):
     """What a stage's optimizer moves, and how."""
 
     frozen_blocks: int = Field(
-        0,
-        ge=0,
-        description="Blocks that stay as they are, counted from the input, and with them the embeddings and an "
-        "output layer tied to those; a separate critic is trained whole.",
-    )
-
+        0, ge=0, description="Blocks that stay as they are, counted from the input; with them the embeddings "
+        "and an output layer tied to those.",
+    )  # fmt: skip
     learning_rate: float = Field(3e-5, gt=0, lt=1, description="Peak learning rate of the network.")
     warmup_steps: int = Field(5, ge=0, description="Steps over which the rate rises to its peak.")
     schedule: ScheduleName = Field("cosine", description="How the rate falls afterwards.")

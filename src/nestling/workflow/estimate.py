@@ -103,8 +103,7 @@ def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Cost:
         "rank": pace.answer(sum(recipe.rank.prompts.values()), recipe.rank.samples),
         "reward_model": pace.train(recipe.reward_model.max_tokens, share(recipe.reward_model)),
         "ppo": pace.answer(prompts, ppo.samples)
-        + readers * pace.read(seen)
-        - below * (1 + ppo.epochs) * pace.read(seen)
+        + (readers - below * (1 + ppo.epochs)) * pace.read(seen)
         + ppo.epochs * pace.train(seen + rehearsed, share(ppo)),
         "gate-ppo": pace.answer(asked),
     }

@@ -30,7 +30,7 @@ class PPOConfig(OptimizerConfig):
     row_tokens: int = Field(2048, ge=16, description="Tokens of a micro-batch.")
     critic: Literal["shared", "separate"] = Field(
         "shared",
-        description="Value head on the policy's own trunk, or on a network of its own (more memory).",
+        description="Value head on the policy's own trunk, or on a network of its own, trained whole (more memory).",
     )
     critic_learning_rate: float = Field(1e-3, gt=0, lt=1, description="Peak learning rate of the value head.")
     critic_trunk_learning_rate: float = Field(
