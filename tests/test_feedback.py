@@ -125,7 +125,8 @@ def test_impossible_judgments_are_named(recorder: Recorder) -> None:
 
 def test_exported_votes_train_a_reward_model(recorder: Recorder, tmp_path: Path) -> None:
     """From the page's vote to token ids: what the command line does with ``data judgments`` and ``reward-model``."""
-    a, b = answer(recorder, "A"), answer(recorder, "B", version="v2-sft")
+    greeted: list[Message] = [{"role": "assistant", "content": "Hello! What is it?"}, *PROMPT]
+    a, b = (answer(recorder, text, greeted, v) for text, v in (("A", "v1-base"), ("B", "v2-sft")))
     recorder.record_comparison(a, b, "b", client="mira")
     out = tmp_path / "out"
     command = ["data", "judgments", str(out), "--database", str(tmp_path / "feedback.sqlite")]

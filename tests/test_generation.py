@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +18,13 @@ from nestling.generation import sampler
 from nestling.generation.engine import Engine
 from nestling.generation.protocol import Completion, Request, Sampling
 from nestling.generation.stops import StopScanner
+from nestling.model.hf_folder import load_model, save_model
 from nestling.model.layout import PackedLayout
 from nestling.model.lora import add_lora, merge_lora
 from nestling.model.packed import can_pack
+from nestling.text.samples import training_samples
+from nestling.training.sft import SFTConfig, train_sft
+from nestling.workspace import EventLog
 from tiny import tiny_model
 
 
@@ -92,6 +97,26 @@ def test_greedy_follows_an_update_of_the_weights() -> None:
     after = engine.generate([REQUESTS[0]])[0]
     assert after.token_ids != before.token_ids
     assert after == Engine(model).generate([REQUESTS[0]])[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_greedy_after_training_is_that_of_the_model_saved_and_loaded(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = tiny_model(dtype=dtype)
+    engine = Engine(model)
+    before = engine.generate([REQUESTS[0]])[0]
+    talk = [{"role": "user", "content": "tell me "}, {"role": "assistant", "content": "red and blue"}]
+    samples = list(training_samples(model.tokenizer, talk, "here"))
+    config = SFTConfig(
+        learning_rate=3e-3, epochs=3, max_tokens=10**6, row_tokens=128, batch_tokens=128, validate_every=1
+    )
+    train_sft(model, samples, samples, config, tmp_path / "run", EventLog(tmp_path / "events"))
+    after = engine.generate([REQUESTS[0]])[0]
+    (tmp_path / "saved").mkdir()
+    save_model(tmp_path / "saved", model)
+    fresh = Engine(load_model(tmp_path / "saved", dtype)).generate([REQUESTS[0]])[0]
+    assert after == fresh and after.token_ids != before.token_ids
 
 
 def test_answers_are_those_of_a_model_with_adapters() -> None:

@@ -1,4 +1,4 @@
-"""Writing GGUF: exact round trips, and llama.cpp continues texts with the tokens transformers chooses."""
+"""Writing GGUF: exact round trips, and llama.cpp continues texts with the tokens transformers and we choose."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gguf_support import TEXTS, llama_cpp, real_base, write_model
 from nestling.errors import ModelError, WorkspaceError
+from nestling.generation.engine import Engine
+from nestling.generation.protocol import Sampling
 from nestling.model.gguf_reader import read_gguf
 from nestling.model.gguf_writer import export_gguf
 from nestling.model.hf_folder import load_model, read_config, save_model
+from nestling.model.layout import PackedLayout
 from nestling.text.tokenizer import Tokenizer
 
 torch.set_num_threads(1)
@@ -72,12 +75,17 @@ def test_llama_cpp_chooses_the_same_tokens(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_llama_cpp_continues_the_base_as_transformers_does(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
+def test_the_base_computes_the_same_here_in_transformers_and_in_llama_cpp(tmp_path: Path) -> None:
+    folder, ours = tmp_path / "model", load_model(real_base(), torch.float32)
     folder.mkdir()
-    save_model(folder, load_model(real_base(), torch.float32))
+    save_model(folder, ours)
     export_gguf(folder, tmp_path / "m.gguf", "f32")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for text in TEXTS:
+        ids = torch.tensor(ours.tokenizer.encode(text))
+        with torch.no_grad():
+            logits = ours.decoder.logits(ours.decoder(ids, PackedLayout.from_lengths([len(ids)])))
+            assert float((logits - model(ids[None]).logits[0]).abs().max()) < 1e-4
     prompt = Tokenizer.load(folder).render_prompt(
         [{"role": "user", "content": "Write a short story about a fox."}]
     )
@@ -85,6 +93,10 @@ def test_llama_cpp_continues_the_base_as_transformers_does(tmp_path: Path) -> No
         answer = theirs.greedy(prompt, 64)
     assert len(answer) == 64
     assert answer == greedy(model, prompt, 64)
+    engine = Engine(ours)
+    engine.submit_ids(prompt, Sampling(temperature=0, max_tokens=64))
+    [done] = engine.drain([1])
+    assert list(done.token_ids) == answer
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("f32", 0.0), ("f16", 1e-3), ("bf16", 8e-3), ("q8_0", 2e-2)])

@@ -139,6 +139,13 @@ def test_weights_that_do_not_fit_the_config_are_named(
         load_model(tmp_path, torch.float32)
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_a_config_that_does_not_say_whether_embeddings_are_tied(family: str) -> None:
+    theirs = transformers.AutoConfig.for_model(family)
+    raw = {key: value for key, value in theirs.to_dict().items() if key != "tie_word_embeddings"}
+    assert ModelConfig.from_hf(raw, "x").tie_embeddings == theirs.tie_word_embeddings
+
+
 def test_missing_truncated_and_pickled_weights_are_named(tmp_path: Path) -> None:
     save_model(tmp_path, tiny_model())
     weights = tmp_path / "model.safetensors"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -325,6 +327,25 @@ def test_runaway_policies_are_stopped_before_the_next_update(
     assert [e["kind"] for e in events.read()[0]].count("stage_failed") == 2
 
 
+class Breaks:
+    """A reward that is no number from its third call on."""
+
+    name, calls = "breaks", 0
+
+    def __call__(self, attempts: Sequence[Attempt]) -> list[float]:
+        self.calls += 1
+        return [math.nan if self.calls > 2 else float(i % 3) for i in range(len(attempts))]
+
+
+def test_what_is_no_number_stops_ppo_with_a_checkpoint_of_finite_weights(tmp_path: Path) -> None:
+    model, events = tiny_model(), EventLog(tmp_path / "e")
+    config = PPOConfig(**SMALL | {"iterations": 9, "critic_warmup": 0})
+    with pytest.raises(TrainingStopped, match="nan: training has diverged"):
+        train_ppo(model, PROMPTS, None, config, tmp_path, events, reward=RewardMix([(Breaks(), 1.0)]))
+    assert [f.name for f in tmp_path.glob("checkpoint-*")] == ["checkpoint-000002"]
+    assert all(bool(p.isfinite().all()) for p in model.decoder.parameters())
+
+
 def test_a_learned_score_rewards_what_the_scorer_likes(tmp_path: Path) -> None:
     model = tiny_model()
     scorer = Scorer(tiny_model(seed=3).decoder, model.tokenizer)
@@ -411,7 +432,7 @@ def test_ppo_finds_shortest_paths(tmp_path: Path) -> None:
             done
         )
 
-    before = greedy()
+    before, began = greedy(), time.process_time()
     config = PPOConfig(
         iterations=80, prompts=224, samples=1, max_new_tokens=12, epochs=4, minibatches=2, learning_rate=6e-4,
         schedule="linear", kl_coef=0.0, row_tokens=2048, stop_kl=0.1, max_kl=1e9, transcript_every=1000,
@@ -429,6 +450,7 @@ def test_ppo_finds_shortest_paths(tmp_path: Path) -> None:
     )
     after = greedy()
     assert before < 0.7 and after > 0.9, (before, after)
+    assert time.process_time() - began < 120  # of one core, so that a busy neighbour does not count
 
 
 def demonstrations(model: LoadedModel) -> list[TokenSample]:

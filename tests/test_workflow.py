@@ -1,4 +1,4 @@
-"""Recipes and whole runs: refused mistakes, one raising from end to end, and the same raising killed in every stage."""
+"""Whole runs: one raising from end to end, and the same raising killed within every phase."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,85 +19,16 @@ import psutil
 import pytest
 
 from nestling.compute.device import Hardware
-from nestling.errors import ConfigError, DataError
+from nestling.compute.process import MALLOC_TUNABLES
 from nestling.generation.engine import Engine
 from nestling.model.hf_folder import save_model
 from nestling.workflow import materials
-from nestling.workflow.progress import STAGES, ProgressReader, fold, line
-from nestling.workflow.recipe import RankConfig, load_recipe, packaged_recipes
+from nestling.workflow.progress import ProgressReader
+from nestling.workflow.recipe import RankConfig, load_recipe
 from nestling.workflow.stages import Bench
 from nestling.workspace import EventLog, Workspace
 from serving_support import LiveServer, wait_until
 from tiny import tiny_model
-
-
-def test_packaged_recipes_load_and_settings_apply() -> None:
-    assert "quickstart" in packaged_recipes()
-    recipe = load_recipe("quickstart", ["ppo.kl_coef=0.05", "ppo.learning_rate=1e-6", "sft.lora={rank: 8}"])
-    assert recipe.ppo.kl_coef == 0.05 and recipe.ppo.learning_rate == 1e-6
-    assert recipe.sft.lora is not None and recipe.sft.lora.rank == 8
-    assert recipe.run_name != load_recipe("quickstart").run_name
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("ppo.kl_cof=0.05", r"unknown key 'ppo\.kl_cof'; known keys here: .*kl_coef"),
-        ("sft.lora.rnk=4", r"unknown key 'sft\.lora\.rnk'; known keys here: rank, alpha"),
-        ("ppo.clip=7", r"ppo\.clip = 7"),
-        ("sft.epochs=many", r"sft\.epochs = 'many'"),
-        ("rank.samples=1", "at least half of them sampled"),
-        ("nonsense", r"not of the form key=value"),
-        ("name=../x", "name = "),
-        ("data.demonstrations.bogus=5", r"quickstart: data\.demonstrations: there is no behaviour 'bogus'"),
-        ("data.demonstrations.refusal=-5", r"data\.demonstrations\.refusal = -5"),
-        ("evaluation.sizes.bogus=5", r"quickstart: evaluation\.sizes: there is no behaviour 'bogus'"),
-        ("rank.prompts.arithmetic=5", r"quickstart: rank\.prompts: 'arithmetic' is a held-out behaviour"),
-        ("ppo_prompts.verse=5", r"quickstart: ppo_prompts: 'verse' is a held-out behaviour"),
-        ("gate.margins.refusl=0.1", r"gate\.margins: there is no behaviour 'refusl'"),
-        ("gate.evidence=[verses]", r"gate\.evidence: there is no behaviour 'verses'"),
-        ("gate.margn=0.1", r"unknown key 'gate\.margn'; known keys here: evidence, margin"),
-        ("ppo.kl_coef=.inf", r"ppo\.kl_coef = inf"),
-        ("assistant='A<|im_end|>B'", "the assistant's name"),
-        ("assistant=''", "the assistant's name"),
-    ],
-)
-def test_unknown_keys_and_impossible_values_are_refused_by_name(setting: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        load_recipe("quickstart", [setting])
-
-
-def test_data_files_are_read_before_anything_is_computed(tmp_path: Path) -> None:
-    path = tmp_path / "mine.jsonl"
-    with pytest.raises(DataError, match=r"mine\.jsonl"):
-        load_recipe("quickstart", [f"data.files=[{path}]"])
-    path.write_text(
-        '{"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]}\n{}\n'
-    )
-    with pytest.raises(DataError, match=r"mine\.jsonl:2"):
-        load_recipe("quickstart", [f"data.files=[{path}]"])
-
-
-def test_held_out_behaviours_may_not_be_rewarded_or_ranked() -> None:
-    with pytest.raises(ConfigError, match="'list_count' is a held-out behaviour"):
-        materials.training_items(load_recipe("quickstart"), {"refusal": 2, "list_count": 2})
-
-
-def test_the_quickstart_rewards_nothing_that_is_held_out_and_stays_in_its_budget() -> None:
-    recipe = load_recipe("quickstart")
-    assert materials.ranking_items(recipe, recipe.rank.prompts) and materials.ppo_items(recipe)
-    assert recipe.sft.max_tokens <= 250_000 and recipe.reward_model.max_tokens <= 250_000
-    assert recipe.ppo.iterations <= 60
-
-
-def test_what_is_demonstrated_ranked_and_rewarded_are_different_prompts_where_there_are_enough() -> None:
-    recipe = load_recipe("quickstart")
-    ids = lambda items, name: {item.id for item in items if item.behaviour == name}
-    ranked, rewarded = materials.ranking_items(recipe, recipe.rank.prompts), materials.ppo_items(recipe)
-    for name in ("refusal", "harmless", "everyday", "premise_false", "premise_true", "memory", "format"):
-        shown = materials.training_items(recipe, {name: recipe.data.demonstrations[name]})
-        assert not ids(shown, name) & ids(ranked, name) and not ids(ranked, name) & ids(rewarded, name), name
-        assert not ids(shown, name) & ids(rewarded, name), name
 
 
 def test_what_was_chosen_by_measurement_stays_chosen(tmp_path: Path) -> None:
@@ -137,20 +67,6 @@ def test_rankings_hold_four_different_answers_half_of_them_sampled(tmp_path: Pat
 def better(ranks: Sequence[int]) -> list[tuple[int, int]]:
     """Pairs of answers of which the first has the better rank."""
     return [(a, b) for a in range(len(ranks)) for b in range(len(ranks)) if ranks[a] < ranks[b]]
-
-
-def test_a_recipe_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no recipe 'quickstrat'"):
-        load_recipe("quickstrat")
-    path = tmp_path / "mine.yaml"
-    for content, message in (
-        (b"name: [", "not valid YAML"),
-        (b"name: \xff", "not UTF-8"),
-        (b"", "keys and values"),
-    ):
-        path.write_bytes(content)
-        with pytest.raises(ConfigError, match=message):
-            load_recipe(str(path))
 
 
 SETTINGS = {
@@ -254,56 +170,6 @@ def test_cards_hold_what_the_gate_measured(whole: Path) -> None:
         assert "refusal" in measured and all(0 <= rate <= 1 for rate in measured.values())
 
 
-def folded(*events: dict[str, Any]) -> dict[str, Any]:
-    state: dict[str, Any] = {"stages": list(STAGES)}
-    for event in events:
-        state = fold(state, event)
-    return state
-
-
-def progress(stage: str, step: int, total: int, time: float) -> dict[str, Any]:
-    return {"kind": "progress", "stage": stage, "step": step, "total": total, "time": time}
-
-
-def started(stage: str, time: float, **more: Any) -> dict[str, Any]:
-    return {"kind": "stage_started", "stage": stage, "time": time, **more}
-
-
-def test_progress_tells_stage_step_and_time_to_go() -> None:
-    run = {"kind": "run_started", "recipe": "mine", "stages": ["sft", "gate-sft"], "pid": 1}
-    state = folded(run, started("gate-sft", 100.0), progress("gate-sft", 30, 90, 160.0))
-    assert state["eta_seconds"] == 120
-    assert line(state) == "[2/2] measuring the fine-tuned version  30/90  about 2 min 00 s to go"
-
-
-def test_what_was_kept_from_before_a_stop_does_not_count_as_fast() -> None:
-    kept = [progress("gate-base", step, 3072, time) for step, time in ((1024, 0.5), (2048, 1.0))]
-    state = folded(started("gate-base", 0.0), *kept, progress("gate-base", 2304, 3072, 101.0))
-    assert state["eta_seconds"] == 300
-
-
-def test_a_part_of_a_stage_keeps_the_stages_number() -> None:
-    events = [started("sft", 0.0), progress("replay", 32, 96, 10.0), progress("replay", 64, 96, 20.0)]
-    assert line(folded(*events)) == "[2/9] collecting the base's own good answers  64/96  about 10 s to go"
-    assert line(folded(*events, started("sft", 30.0, total=9))) == "[2/9] fine-tuning  0/9"
-
-
-def test_a_raising_that_was_killed_is_told_as_stopped(tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path)
-    log = EventLog(workspace.run_folder("mine-1") / "events.jsonl")
-    reader = ProgressReader(workspace)
-    log.append("published", stage="base", version="v1-base")
-    assert reader() is None  # nothing is being raised
-    log.append("run_started", recipe="mine", stages=["sft"], pid=os.getpid())
-    log.append("step", stage="sft", step=1, total=9, seconds_left=5.0, metrics={})
-    assert reader() == reader() and reader()["state"] == "running"  # type: ignore[index]
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    log.append("run_started", recipe="mine", stages=["sft"], pid=ended.pid)
-    state = reader()
-    assert state is not None and state["state"] == "stopped"
-
-
 @pytest.mark.slow
 def test_another_assistant_is_judged_against_its_own_base(whole: Path, recipe: Path, tmp_path: Path) -> None:
     """What is served already answers to another name, and was asked other questions."""
@@ -366,26 +232,41 @@ def test_one_verb_at_a_time_ends_with_the_same_weights(whole: Path, recipe: Path
         assert weights[0].read_bytes() == weights[1].read_bytes(), name
 
 
+ANSWERING = "nestling.generation.sampler:next_tokens"
+UPDATING = "nestling.training.optimizer:MasterAdamW.step"
+SAVING = "nestling.workspace.atomic:_finish_tree"  # all is written, and not yet under its name
+SCORING = "nestling.training.ppo.stage:token_rewards"
+KILLS = [
+    ("sft", ANSWERING, 10),  # the base's own answers, for replay
+    ("sft", UPDATING, 2),
+    ("sft", SAVING, 1),
+    ("gate-base", ANSWERING, 10),
+    ("gate-sft", ANSWERING, 10),
+    ("rank", ANSWERING, 10),
+    ("reward_model", UPDATING, 2),
+    ("reward_model", SAVING, 1),
+    ("ppo", ANSWERING, 20),
+    ("ppo", SCORING, 3),
+    ("ppo", UPDATING, 2),
+    ("ppo", SAVING, 2),
+    ("gate-ppo", ANSWERING, 10),
+]
+
+
 @pytest.mark.slow
-def test_killed_in_every_stage_it_ends_with_the_same_bits(whole: Path, recipe: Path, tmp_path: Path) -> None:
-    reached = []
-    for stage in ("replay", "sft", "gate-base", "rank", "reward_model", "ppo", "gate-ppo"):
-        process = start(tmp_path, recipe)
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            logs = list(tmp_path.glob("runs/tiny-*/events.jsonl"))
-            events = EventLog(logs[0]).read()[0] if logs else []
-            begun = max((i for i, e in enumerate(events) if e["kind"] == "run_started"), default=0)
-            if any(e.get("stage") == stage and e["kind"] in ("step", "progress") for e in events[begun:]):
-                os.kill(process.pid, signal.SIGKILL)
-                reached.append(stage)
-                break
-            time.sleep(0.01)
-        process.communicate(timeout=60)
+def test_killed_within_every_phase_it_ends_with_the_same_bits(
+    whole: Path, recipe: Path, tmp_path: Path
+) -> None:
+    killer = str(Path(__file__).with_name("killer.py"))
+    tuned = os.environ | {"GLIBC_TUNABLES": MALLOC_TUNABLES}  # else the command starts itself again, unharmed
+    for stage, place, call in KILLS:
+        command = [sys.executable, killer, stage, place, str(call)]
+        command += ["run", str(recipe), "-w", str(tmp_path), "--quiet"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=tuned)
+        assert done.returncode == -signal.SIGKILL, (stage, place, done.stdout + done.stderr)
     process = start(tmp_path, recipe)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output.decode()
-    assert len(reached) >= 5, reached  # a stage can be over before the kill arrives
     mine, theirs = outcome(tmp_path), outcome(whole)
     assert mine.keys() == theirs.keys()
     for name in theirs:

@@ -41,6 +41,8 @@ _POINTING = re.compile(r"^\W*(?:(?:and|but|so|no) )?(?:it|that|this|he|she|they|
 _SUPERLATIVE = re.compile(
     r"\b(?:the|its|their|\w+'s) (?:\w+ly )?(?!(?:t|w|r|gu|qu|n|ch|b|for|harv|cont|requ|inter)est\b)(\w+est)\b"
 )
+_NUMBER = re.compile(r"(?<![\w.,])\d+(?![\w.,]*\d)")
+_YEAR = re.compile(r"1\d{3}|20\d{2}")
 _COPULA = re.compile(r"\b(?:is|was|are|were|be|it's|that's)\b")
 
 
@@ -147,9 +149,16 @@ class Claim:
         return bool(stems & self.core) or 2 * len(stems) > len(self.about)
 
     def _fills_in(self, sentence: str) -> bool:
-        """True for the claim's own words with something else in the place of the answer."""
+        """True for the claim's own words with something else in the place of the answer, or another number."""
         complete = len(self.about) > 1 and self.about <= {stem(w) for w in words(sentence)}
-        return complete and not _asks(sentence)
+        return (complete or self._counts_otherwise(sentence)) and not _asks(sentence)
+
+    def _counts_otherwise(self, sentence: str) -> bool:
+        """True for a number of the truth's kind, a year for a year, where the sentence speaks of the claim."""
+        asked = any(_YEAR.fullmatch(alias) for alias in self.truth)
+        if not (asked or any(alias.isdecimal() for alias in self.truth)) or not self._is_about(sentence):
+            return False
+        return any(bool(_YEAR.fullmatch(number)) == asked for number in _NUMBER.findall(sentence))
 
     def _states(self, sentence: str, term: str) -> bool:
         if term not in sentence or _asks(sentence):

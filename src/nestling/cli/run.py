@@ -74,6 +74,7 @@ def up(recipe_name: str, settings: tuple[str, ...], base: str | None, assistant:
         console.print(f"Version [bold]{served.name}[/bold] is about to be served at http://{host}:{port}")
         place = ["--workspace", str(workspace.root)]
         serve = ["serve", *place, "--host", host, "--port", str(port)]
+        serve += ["--dtype", recipe.hardware.dtype, "--threads", str(recipe.hardware.threads)]
         serve += [word for name in allowed_hosts for word in ("--allowed-hosts", name)]
         given = [word for setting in settings for word in ("--set", setting)]
         given += ["--base", base] if base is not None else []

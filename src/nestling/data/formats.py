@@ -280,14 +280,15 @@ _PARSERS: dict[str, Callable[[dict[str, Any], str, str], Row]] = {
 }
 
 
-def _turns(value: Any, where: str) -> list[Message]:
-    return [Message(role=m["role"], content=m["content"]) for m in validate_messages(value, where)]
+def _turns(value: Any, where: str, *, greeting: bool = False) -> list[Message]:
+    turns = validate_messages(value, where, greeting=greeting)
+    return [Message(role=turn["role"], content=turn["content"]) for turn in turns]
 
 
 def _prompt(value: Any, where: str) -> list[Message]:
     if isinstance(value, str):
         value = [Message(role="user", content=value)]
-    messages = _turns(value, f"{where}, prompt")
+    messages = _turns(value, f"{where}, prompt", greeting=True)  # people vote on such chats too
     if messages[-1]["role"] != "user":
         raise DataError(
             "'prompt' must end with a user turn.", where=where, remedy="Move the answer out of it."

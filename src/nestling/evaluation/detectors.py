@@ -1,4 +1,4 @@
-"""How often the checks themselves are wrong: measured on real answers that people labelled blind."""
+"""How often the checks themselves are wrong: measured on real answers that were labelled blind."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class ModelConfig:
                 rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
                 rope_theta=theta,
                 rope_scaling=_rope_scaling(raw.get("rope_scaling") or rope, where),
-                tie_embeddings=bool(raw.get("tie_word_embeddings", family == "qwen3")),
+                tie_embeddings=bool(raw.get("tie_word_embeddings")),
                 qkv_bias=family == "qwen2" or bool(raw.get("attention_bias")),
                 output_bias=family in ("llama", "qwen3") and bool(raw.get("attention_bias")),
                 mlp_bias=bool(raw.get("mlp_bias")),

@@ -125,5 +125,5 @@ class Learner(Generic[Network]):
         self.optimizer.zero_grad()
         raise TrainingStopped(
             f"The {what}: training has diverged.",
-            remedy="Lower the learning rate, or look for a broken sample in the data; the last checkpoint is kept.",
+            remedy="Lower the learning rate, or look for a broken sample in the data. What was saved before is kept.",
         )

@@ -138,8 +138,8 @@ def shape_of(recipe: Recipe) -> ModelConfig:
         return ModelConfig.from_hf(known.config, recipe.base)
     path = Path(recipe.base).expanduser()
     if not path.exists():
-        known_names = ", ".join(known_bases())
-        remedy = f"Use one of {known_names}, a folder or a .gguf file; a hub id needs to be fetched first."
+        remedy = f"Use one of {', '.join(known_bases())}, a folder or a .gguf file. "
+        remedy += "A hub id: run `nestling fetch ORG/NAME` first, and give the folder that it names."
         raise ModelError("there is no such base model on this machine.", where=recipe.base, remedy=remedy)
     if path.suffix == ".gguf":
         return ModelConfig.from_hf(read_gguf(path).config, str(path))

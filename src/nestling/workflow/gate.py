@@ -6,6 +6,8 @@ margin? All of them must be answered with yes. That is an intersection-union tes
 holds at confidence 1 - alpha, a version that has lost its margin on any behaviour, or on several, is served with
 probability alpha at most, however many behaviours there are and however they hang together. Many comparisons need
 a further correction only where one success among many would do. Bounds are one-sided: only a loss is in question.
+Where there are too few prompts to show even an unchanged version's innocence the measured loss counts instead, and
+that confidence is not claimed.
 """
 
 from __future__ import annotations

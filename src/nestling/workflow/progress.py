@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +32,8 @@ PARTS = ("replay",)
 """What is shown by a name of its own, within a stage."""
 
 _KEPT_SECONDS = 2.0  # what is done sooner was kept from before a stop, and says nothing of the speed
+
+_SAME_START = 60.0  # seconds by which the clock may have been set since
 
 STAGES = tuple(name for name in TITLES if name not in PARTS)
 
@@ -87,16 +90,30 @@ class ProgressReader:
             for event in events:
                 self._state = fold(self._state, event)
             state = self._state
-        if state.get("state") == "running" and not psutil.pid_exists(state["pid"]):
+        if state.get("state") == "running" and not _lives(state["process"]):
             return state | {"state": "stopped", "eta_seconds": None}  # killed: it had no time to say so
         return state if "state" in state else None
+
+
+def own_process() -> list[float]:
+    """This process's number, and when it began: a number alone is given again, after a restart for sure."""
+    return [os.getpid(), psutil.Process().create_time()]
+
+
+def _lives(process: Sequence[float]) -> bool:
+    number, began = process
+    try:
+        return abs(psutil.Process(int(number)).create_time() - began) < _SAME_START
+    except psutil.Error:
+        return False
 
 
 def fold(state: dict[str, Any], event: dict[str, Any]) -> dict[str, Any]:
     """The state after one more event."""
     kind = event["kind"]
     if kind == "run_started":
-        return {"state": "running", "recipe": event["recipe"], "stages": event["stages"], "pid": event["pid"]}
+        return {"state": "running", "recipe": event["recipe"], "stages": event["stages"],
+                "process": event.get("process", [0, 0.0])}  # fmt: skip
     if kind == "run_finished":
         return state | {"state": "finished", "stage": None, "eta_seconds": None}
     if kind == "run_failed":

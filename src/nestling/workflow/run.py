@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import platform
 import signal
 import time
@@ -25,7 +24,7 @@ from nestling.evaluation.results import Results
 from nestling.model.hf_folder import read_config
 from nestling.workflow import materials, stages
 from nestling.workflow.gate import GateVerdict, decide
-from nestling.workflow.progress import STAGES, ReportedLog
+from nestling.workflow.progress import STAGES, ReportedLog, own_process
 from nestling.workflow.recipe import Recipe, check_shape
 from nestling.workspace import Version, Workspace, atomic
 
@@ -50,7 +49,7 @@ class Run:
         reported = self.events.to(console) if console else nullcontext()
         with self.workspace.lock("trainer", "the raising of versions"), reported:
             atomic.write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
-            self.events.append("run_started", recipe=self.recipe.name, stages=STAGES, pid=os.getpid())
+            self.events.append("run_started", recipe=self.recipe.name, stages=STAGES, process=own_process())
             try:
                 self._execute()
             except BaseException as error:  # told to whoever watches, then passed on

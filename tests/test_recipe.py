@@ -1,0 +1,94 @@
+"""Recipes: what they accept, what they refuse by name, what the quickstart promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nestling.errors import ConfigError, DataError
+from nestling.workflow import materials
+from nestling.workflow.recipe import load_recipe, packaged_recipes
+
+
+def test_packaged_recipes_load_and_settings_apply() -> None:
+    assert "quickstart" in packaged_recipes()
+    recipe = load_recipe("quickstart", ["ppo.kl_coef=0.05", "ppo.learning_rate=1e-6", "sft.lora={rank: 8}"])
+    assert recipe.ppo.kl_coef == 0.05 and recipe.ppo.learning_rate == 1e-6
+    assert recipe.sft.lora is not None and recipe.sft.lora.rank == 8
+    assert recipe.run_name != load_recipe("quickstart").run_name
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("ppo.kl_cof=0.05", r"unknown key 'ppo\.kl_cof'; known keys here: .*kl_coef"),
+        ("sft.lora.rnk=4", r"unknown key 'sft\.lora\.rnk'; known keys here: rank, alpha"),
+        ("ppo.clip=7", r"ppo\.clip = 7"),
+        ("sft.epochs=many", r"sft\.epochs = 'many'"),
+        ("rank.samples=1", "at least half of them sampled"),
+        ("nonsense", r"not of the form key=value"),
+        ("name=../x", "name = "),
+        ("data.demonstrations.bogus=5", r"quickstart: data\.demonstrations: there is no behaviour 'bogus'"),
+        ("data.demonstrations.refusal=-5", r"data\.demonstrations\.refusal = -5"),
+        ("evaluation.sizes.bogus=5", r"quickstart: evaluation\.sizes: there is no behaviour 'bogus'"),
+        ("rank.prompts.arithmetic=5", r"quickstart: rank\.prompts: 'arithmetic' is a held-out behaviour"),
+        ("ppo_prompts.verse=5", r"quickstart: ppo_prompts: 'verse' is a held-out behaviour"),
+        ("gate.margins.refusl=0.1", r"gate\.margins: there is no behaviour 'refusl'"),
+        ("gate.evidence=[verses]", r"gate\.evidence: there is no behaviour 'verses'"),
+        ("gate.margn=0.1", r"unknown key 'gate\.margn'; known keys here: evidence, margin"),
+        ("ppo.kl_coef=.inf", r"ppo\.kl_coef = inf"),
+        ("assistant='A<|im_end|>B'", "the assistant's name"),
+        ("assistant=''", "the assistant's name"),
+    ],
+)
+def test_unknown_keys_and_impossible_values_are_refused_by_name(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe("quickstart", [setting])
+
+
+def test_data_files_are_read_before_anything_is_computed(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    with pytest.raises(DataError, match=r"mine\.jsonl"):
+        load_recipe("quickstart", [f"data.files=[{path}]"])
+    path.write_text(
+        '{"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]}\n{}\n'
+    )
+    with pytest.raises(DataError, match=r"mine\.jsonl:2"):
+        load_recipe("quickstart", [f"data.files=[{path}]"])
+
+
+def test_held_out_behaviours_may_not_be_rewarded_or_ranked() -> None:
+    with pytest.raises(ConfigError, match="'list_count' is a held-out behaviour"):
+        materials.training_items(load_recipe("quickstart"), {"refusal": 2, "list_count": 2})
+
+
+def test_the_quickstart_rewards_nothing_that_is_held_out_and_stays_in_its_budget() -> None:
+    recipe = load_recipe("quickstart")
+    assert materials.ranking_items(recipe, recipe.rank.prompts) and materials.ppo_items(recipe)
+    assert recipe.sft.max_tokens <= 250_000 and recipe.reward_model.max_tokens <= 250_000
+    assert recipe.ppo.iterations <= 60
+
+
+def test_what_is_demonstrated_ranked_and_rewarded_are_different_prompts_where_there_are_enough() -> None:
+    recipe = load_recipe("quickstart")
+    ids = lambda items, name: {item.id for item in items if item.behaviour == name}
+    ranked, rewarded = materials.ranking_items(recipe, recipe.rank.prompts), materials.ppo_items(recipe)
+    for name in ("refusal", "harmless", "everyday", "premise_false", "premise_true", "memory", "format"):
+        shown = materials.training_items(recipe, {name: recipe.data.demonstrations[name]})
+        assert not ids(shown, name) & ids(ranked, name) and not ids(ranked, name) & ids(rewarded, name), name
+        assert not ids(shown, name) & ids(rewarded, name), name
+
+
+def test_a_recipe_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no recipe 'quickstrat'"):
+        load_recipe("quickstrat")
+    path = tmp_path / "mine.yaml"
+    for content, message in (
+        (b"name: [", "not valid YAML"),
+        (b"name: \xff", "not UTF-8"),
+        (b"", "keys and values"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=message):
+            load_recipe(str(path))
