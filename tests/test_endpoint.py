@@ -26,7 +26,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     workspace = Workspace(tmp_path_factory.mktemp("nest"))
     card, model = Card(kind="base", assistant="Nestling"), tiny_model(context_length=2048)
     made = workspace.versions.publish(lambda folder: save_model(folder, model), card)
-    workspace.versions.promote(made.name)
+    workspace.versions.promote(made.name, "for the test")
     with running(workspace) as server:
         yield server.wait()
 
