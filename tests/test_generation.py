@@ -116,7 +116,9 @@ def test_greedy_after_training_is_that_of_the_model_saved_and_loaded(
     (tmp_path / "saved").mkdir()
     save_model(tmp_path / "saved", model)
     fresh = Engine(load_model(tmp_path / "saved", dtype)).generate([REQUESTS[0]])[0]
-    assert after == fresh and after.token_ids != before.token_ids
+    assert after.token_ids == fresh.token_ids != before.token_ids
+    # In bf16 the last bits depend on where in memory a matrix begins, and a file's lie elsewhere.
+    assert after.logprobs == pytest.approx(fresh.logprobs, abs=0 if dtype == torch.float32 else 1e-3)
 
 
 def test_answers_are_those_of_a_model_with_adapters() -> None:
