@@ -104,6 +104,18 @@ class TestCompare:
         assert "new against old" in text and "perplexity" in text
 
 
+EVIL = "</div><script>alert(1)</script><img src=x onerror=alert(1)>"
+KINDS = {
+    "on_policy": {"pairs": 9, "accuracy": 2 / 3, "calibration_error": 0.125},
+    "with_written": {"pairs": 0, "accuracy": None, "calibration_error": None},
+}
+WRONG = {"prompt": EVIL, "better": EVIL, "worse": EVIL, "margin": -1.5, "category": "refusal"}
+REWARD_MODEL = {
+    "kind": "report", "stage": "reward_model", "text": "it is so so", "rankings": 5, **KINDS,
+    "by_category": {"refusal": KINDS}, "correlation_with_length": -0.12, "most_confidently_wrong": [WRONG],
+}  # fmt: skip
+
+
 class _Strict(HTMLParser):
     """Collects tags, and everything that would be fetched or run."""
 
@@ -128,12 +140,11 @@ class TestReport:
             for stage in ("sft", "ppo")
             for n in range(900)
         ]
-        return [{"kind": "stage_started", "stage": "sft"}, *steps]
+        return [{"kind": "stage_started", "stage": "sft"}, *steps, REWARD_MODEL]
 
     def test_is_self_contained_and_safe(self, versions: tuple[Results, Results], tmp_path: Path) -> None:
         new, old = versions
-        evil = "</div><script>alert(1)</script><img src=x onerror=alert(1)>"
-        new.rows[0] = new.rows[0].model_copy(update={"answer": evil})
+        new.rows[0] = new.rows[0].model_copy(update={"answer": EVIL})
         path = tmp_path / "report.html"
         write_report(
             path, [old, new], sentences=["Kept, not served: <b>why</b>."], comparisons=[compare(new, old)],
@@ -143,7 +154,7 @@ class TestReport:
         parser = _Strict()
         parser.feed(page)
         assert parser.outside == [] and not parser.tags & {"script", "img"}
-        assert "&lt;script&gt;alert(1)" in page and "&lt;b&gt;why" in page
+        assert page.count("&lt;script&gt;alert(1)") == 4 and "&lt;b&gt;why" in page
         assert page.count("<svg") == 4
         assert len(set(re.findall(r' id="([^"]*)"', page))) == len(re.findall(r' id="([^"]*)"', page))
 
@@ -159,6 +170,7 @@ class TestReport:
         page = (tmp_path / "report.md").read_text()
         shown = re.findall(r"!\[.*\]\((.*)\)", page)
         assert len(shown) == 4 and "| sft | 1.5 | 3.00 |" in page
+        assert "| refusal | 9 | 66.7 | 12.5 | 0 | - | - |" in page and "length -0.12" in page
         for picture in shown:
             assert ElementTree.parse(tmp_path / picture).getroot().tag.endswith("svg")
         assert "{" not in page

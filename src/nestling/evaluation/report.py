@@ -47,7 +47,7 @@ def write_report(
         versions: results on one suite, oldest first.
         sentences: what was decided, in plain words.
         comparisons: pairs of versions, held-out checks shown apart.
-        events: a run's ``events.jsonl``; its ``step`` events become curves.
+        events: a run's ``events.jsonl``; its ``step`` events become curves, its reward model's report a table.
         detectors: how right the checks are.
         samples: transcripts shown of each behaviour.
 
@@ -64,6 +64,8 @@ def write_report(
         comparisons=[(c, Markup(plots.wins_and_losses(c))) for c in comparisons],
         curves={stage: Markup(svg) for stage, svg in plots.training_curves(events).items()},
         detectors=detectors,
+        reward_model=_reward_model(events),
+        share=_share,
         transcripts=_transcripts(versions, samples),
         percent=percent_with_interval,
         points=points,
@@ -109,11 +111,23 @@ def write_markdown(
         ordered=ordered_differences,
         costs=costs,
         detectors=detectors,
+        reward_model=_reward_model(events),
+        share=_share,
         pictures=[name for name, svg in pictures.items() if svg],
         percent=percent_with_interval,
         points=points,
     )
     atomic.write_text(path, page)
+
+
+def _reward_model(events: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """What the run measured of its reward model (``workflow.reward_report``), None without one."""
+    told = [e for e in events if e["kind"] == "report" and e.get("stage") == "reward_model"]
+    return told[-1] if told else None
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _rows(versions: Sequence[Results]) -> list[tuple[Measure, list[Figure | None]]]:

@@ -12,6 +12,8 @@ from nestling.model.rows import pack_candidates
 from nestling.model.scorer import Scorer
 from nestling.workflow.materials import ranked_ids
 
+_BINS = 5
+
 
 @torch.no_grad()
 def raw_scores(scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
@@ -37,10 +39,11 @@ def set_normalisation(scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> None
 
 
 def reward_report(scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Measure the scorer on held-out rankings.
+    """Measure the scorer on held-out rankings, as a whole and by category.
 
-    A pair counts as on-policy when both answers were sampled from the model. ``calibration`` compares the predicted
-    probability that the better answer wins (sigmoid of the raw margin) with how often it does, in five bins.
+    A pair counts as on-policy when both answers were sampled from the model; the others hold a written one. Of each
+    kind: how many pairs, the share in the right order, and the calibration error (``calibration_error``);
+    ``calibration`` has its bins.
     """
     pairs: list[dict[str, Any]] = []
     lengths, scores = [], []
@@ -59,19 +62,19 @@ def reward_report(scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> dict[str
                     "answers": (a, b),
                 }
             )
+    categories = sorted({p["category"] for p in pairs})
+    kinds = _kinds(pairs)
     return {
         "rankings": len(rows),
-        "all": _accuracy(pairs),
-        "on_policy": _accuracy([p for p in pairs if p["on_policy"]]),
-        "with_written": _accuracy([p for p in pairs if not p["on_policy"]]),
+        **{kind: _quality(some) for kind, some in kinds.items()},
         "by_category": {
             category: {
-                "all": _accuracy([p for p in pairs if p["category"] == category]),
-                "on_policy": _accuracy([p for p in pairs if p["category"] == category and p["on_policy"]]),
+                kind: _quality(some)
+                for kind, some in _kinds([p for p in pairs if p["category"] == category]).items()
             }
-            for category in sorted({p["category"] for p in pairs})
+            for category in categories
         },
-        "calibration": _calibration(pairs),
+        "calibration": {kind: calibration([p["margin"] for p in some]) for kind, some in kinds.items()},
         "correlation_with_length": float(np.corrcoef(lengths, scores)[0, 1]) if np.std(scores) > 0 else 0.0,
         "most_confidently_wrong": [
             {
@@ -87,25 +90,51 @@ def reward_report(scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> dict[str
     }
 
 
-def _accuracy(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    right = sum(p["margin"] > 0 for p in pairs)
-    return {"pairs": len(pairs), "accuracy": right / len(pairs) if pairs else None}
+def _kinds(pairs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    sampled = [p for p in pairs if p["on_policy"]]
+    return {
+        "all": list(pairs),
+        "on_policy": sampled,
+        "with_written": [p for p in pairs if not p["on_policy"]],
+    }
 
 
-def _calibration(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each pair in the direction the scorer favours: how sure it was, and how often it was right."""
-    margins = np.array([p["margin"] for p in pairs])
-    sure, right = 1 / (1 + np.exp(-np.abs(margins))), margins > 0
-    bins = []
-    for low in np.arange(0.5, 1.0, 0.1):
-        inside = (sure >= low) & (sure < low + 0.1 + 1e-9)
-        if inside.any():
-            bins.append(
-                {
-                    "from": round(float(low), 1),
-                    "pairs": int(inside.sum()),
-                    "predicted": float(sure[inside].mean()),
-                    "observed": float(right[inside].mean()),
-                }
-            )
-    return bins
+def _quality(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    margins = [p["margin"] for p in pairs]
+    right = sum(margin > 0 for margin in margins)
+    return {
+        "pairs": len(pairs),
+        "accuracy": right / len(pairs) if pairs else None,
+        "calibration_error": calibration_error(calibration(margins)),
+    }
+
+
+def calibration(margins: Sequence[float]) -> list[dict[str, Any]]:
+    """Each pair in the direction the scorer favours, in five bins of how sure it was (0.5 to 1): the mean predicted
+    probability that the favoured answer is the better one (sigmoid of the raw margin), and how often it is.
+
+    Args:
+        margins: the better answer's raw score less the worse one's.
+    """
+    differences = np.asarray(margins, dtype=float)
+    sure, right = 1 / (1 + np.exp(-np.abs(differences))), differences > 0
+    numbers = np.minimum((sure - 0.5) * 2 * _BINS, _BINS - 1).astype(int)
+    return [
+        {
+            "from": round(0.5 + number / (2 * _BINS), 1),
+            "pairs": int(inside.sum()),
+            "predicted": float(sure[inside].mean()),
+            "observed": float(right[inside].mean()),
+        }
+        for number in range(_BINS)
+        if (inside := numbers == number).any()
+    ]
+
+
+def calibration_error(bins: Sequence[Mapping[str, Any]]) -> float | None:
+    """Expected calibration error (Naeini et al. 2015): how far predicted and observed shares are apart, each bin by
+    its pairs; None without any."""
+    if not bins:
+        return None
+    gaps = [b["pairs"] * abs(b["predicted"] - b["observed"]) for b in bins]
+    return float(sum(gaps) / sum(b["pairs"] for b in bins))
