@@ -97,7 +97,11 @@ def show(file: Path, row: int, name: str | None, root: str | None) -> None:
     tokenizer = Tokenizer.load(find_version(Workspace(root), name).folder)
     found = next((c for n, c in enumerate(read_rows(file, Conversation), 1) if n == row), None)
     if found is None:
-        raise DataError(f"there is no row {row}.", where=str(file))
+        raise DataError(
+            f"there is no row {row}.",
+            where=str(file),
+            remedy="Rows are counted from 1; `nestling data check` says how many there are.",
+        )
     console = Console()
     for sample in training_samples(tokenizer, found.messages, f"{file}:{row}"):
         text = Text()

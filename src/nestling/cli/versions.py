@@ -84,7 +84,9 @@ def export(out: Path, name: str | None, gguf: str | None, root: str | None) -> N
         atomic.refuse_existing(out)
         export_gguf(found.folder, out, gguf or "f16", f"{found.card.assistant} {found.name}")
     elif gguf:
-        raise ConfigError("--gguf needs an OUT that ends in .gguf.", where=str(out))
+        raise ConfigError(
+            "--gguf needs an OUT that ends in .gguf.", where=str(out), remedy="Name it so, such as mine.gguf."
+        )
     else:
         with atomic.new_folder(out) as folder:
             shutil.copytree(found.folder, folder, dirs_exist_ok=True)

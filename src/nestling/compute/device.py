@@ -57,7 +57,11 @@ def detect(dtype: DTypeName = "auto", threads: int = 0, workers: int = 0) -> Har
     """
     threads = threads or physical_cores()
     if workers > threads:
-        raise ConfigError(f"{workers} workers cannot share {threads} threads.", where="hardware.workers")
+        raise ConfigError(
+            f"{workers} workers cannot share {threads} threads.",
+            where="hardware.workers",
+            remedy="Lower hardware.workers or raise hardware.threads.",
+        )
     set_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if device != "cpu" and workers > 1:  # one thread of autograd serves a device, and would wait for itself

@@ -226,7 +226,11 @@ def _ranking(value: dict[str, Any], where: str, category: str) -> Ranking:
     prompt, ranks = _prompt(value["prompt"], where), value["ranks"]
     completions = value["completions"]
     if not isinstance(completions, list) or len(completions) < 2:
-        raise DataError("'completions' must be a list of two or more answers.", where=where)
+        raise DataError(
+            "'completions' must be a list of two or more answers.",
+            where=where,
+            remedy="Write each answer as text, or as a list of one assistant turn.",
+        )
     answers = tuple(_answer(c, f"completions[{i}]", where) for i, c in enumerate(completions))
     if not (
         isinstance(ranks, list) and all(type(rank) is int and rank >= 1 for rank in ranks) and 1 in ranks
@@ -238,9 +242,15 @@ def _ranking(value: dict[str, Any], where: str, category: str) -> Ranking:
         )
     sources, finished = value.get("sources", []), value.get("finished", [])
     if not isinstance(sources, list):
-        raise DataError("'sources' must be a list.", where=where)
+        raise DataError(
+            "'sources' must be a list.", where=where, remedy="Give one name an answer, or leave it out."
+        )
     if not (isinstance(finished, list) and all(type(entry) is bool for entry in finished)):
-        raise DataError("'finished' must be a list of true and false.", where=where)
+        raise DataError(
+            "'finished' must be a list of true and false.",
+            where=where,
+            remedy="Give true or false for each answer, or leave it out.",
+        )
     for name, entries in (("ranks", ranks), ("sources", sources), ("finished", finished)):
         if len(entries) != len(answers) and (entries or name == "ranks"):
             raise DataError(
@@ -299,7 +309,11 @@ def _prompt(value: Any, where: str) -> list[Message]:
 def _answer(value: Any, name: str, where: str) -> str:
     if isinstance(value, list):
         if not (len(value) == 1 and isinstance(value[0], dict) and value[0].get("role") == "assistant"):
-            raise DataError(f"{name!r} must be text or a list of one assistant turn.", where=where)
+            raise DataError(
+                f"{name!r} must be text or a list of one assistant turn.",
+                where=where,
+                remedy='Write "..." or [{"role": "assistant", "content": "..."}].',
+            )
         value = value[0].get("content")
     return require_text(value, name, where)
 

@@ -86,7 +86,11 @@ def check_comparable(first: Results, second: Results) -> None:
             remedy="Evaluate both against the same base.",
         )
     if first.sampling != second.sampling:
-        raise DataError(f"{first.name} and {second.name} were sampled differently.", where="compare")
+        raise DataError(
+            f"{first.name} and {second.name} were sampled differently.",
+            where="compare",
+            remedy="Evaluate both with the same --max-new-tokens.",
+        )
 
 
 def paired_gain(first: Results, second: Results, measure: Measure) -> PairedGain | None:

@@ -130,7 +130,11 @@ def read_labels(path: Path) -> list[Labelled]:
         except ValidationError as error:
             problem = error.errors()[0]
             place = ".".join(map(str, problem["loc"]))
-            raise DataError(f"{place or 'line'}: {problem['msg']}.", where=where) from error
+            raise DataError(
+                f"{place or 'line'}: {problem['msg']}.",
+                where=where,
+                remedy="A line is {check, messages, answer, finished, label, source} as JSON.",
+            ) from error
         validate_messages(entry.messages, where)
         labelled.append(entry)
     return labelled

@@ -71,7 +71,9 @@ class Endpoint:
                         continue
                     event = json.loads(line.removeprefix("data:"))
                     if "error" in event:
-                        raise EndpointError(str(event["error"]), where=self.url)
+                        raise EndpointError(
+                            str(event["error"]), where=self.url, remedy="Look at that server's log."
+                        )
                     for choice in event.get("choices", [])[:1]:
                         piece = choice.get("delta", {}).get("content") or ""
                         text, pieces = text + piece, pieces + bool(piece)
@@ -79,7 +81,11 @@ class Endpoint:
                         if piece:
                             yield Chunk(piece)
         except (httpx.HTTPError, json.JSONDecodeError) as error:
-            raise EndpointError(f"the stream broke: {error}.", where=self.url) from error
+            raise EndpointError(
+                f"the stream broke: {error}.",
+                where=self.url,
+                remedy="Ask again; if it happens again, look at that server's log.",
+            ) from error
         yield Chunk("", Completion(text, _REASONS.get(reason or "", "length"), 0, pieces))
 
     def _complete(self, request: Request) -> Completion:
@@ -103,13 +109,17 @@ class Endpoint:
             )
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise EndpointError(
-                f"did not answer as a chat-completions server: {error!r}.", where=self.url
+                f"did not answer as a chat-completions server: {error!r}.",
+                where=self.url,
+                remedy="The URL is the one that /chat/completions is put behind, mostly ending in /v1.",
             ) from error
 
     def _refuse_errors(self, response: httpx.Response) -> None:
         if response.is_error:
             raise EndpointError(
-                f"answered HTTP {response.status_code}: {response.text[:300]}", where=self.url
+                f"answered HTTP {response.status_code}: {response.text[:300]}",
+                where=self.url,
+                remedy="Check the URL, the model's name and the key in OPENAI_API_KEY.",
             )
 
     def _body(self, request: Request) -> dict[str, Any]:

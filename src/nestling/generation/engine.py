@@ -100,7 +100,9 @@ class Engine:
         """Queue a prompt that is already token ids."""
         sampler.validate(sampling)
         if not prompt:
-            raise RequestError("the prompt is empty.", where="messages")
+            raise RequestError(
+                "the prompt is empty.", where="messages", remedy="Give at least one message with text."
+            )
         if len(prompt) + sampling.max_tokens > self.context_length:
             raise RequestError(
                 f"the prompt's {len(prompt)} tokens and max_tokens {sampling.max_tokens} exceed the context of "

@@ -88,18 +88,32 @@ class ModelConfig:
     def check(self, raw: dict[str, Any], where: str) -> None:
         """Refuse sizes that cannot be built and features we would silently compute wrongly."""
         if raw.get("hidden_act", "silu") != "silu":
-            raise ModelError(f"activation {raw['hidden_act']!r} is not supported, only 'silu'.", where=where)
+            raise ModelError(
+                f"activation {raw['hidden_act']!r} is not supported, only 'silu'.",
+                where=where,
+                remedy="Use a model with SwiGLU as Llama and Qwen have it.",
+            )
         numbers = asdict(self)
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
                      "intermediate_size", "context_length"):  # fmt: skip
             if numbers[name] <= 0:
-                raise ModelError(f"{name} is {numbers[name]}, which is impossible.", where=where)
+                raise ModelError(
+                    f"{name} is {numbers[name]}, which is impossible.",
+                    where=where,
+                    remedy="Get config.json again.",
+                )
         if self.num_heads % self.num_kv_heads:
             raise ModelError(
-                f"{self.num_heads} heads cannot share {self.num_kv_heads} key/value heads.", where=where
+                f"{self.num_heads} heads cannot share {self.num_kv_heads} key/value heads.",
+                where=where,
+                remedy="Get config.json again; the number of heads must be a multiple of the key/value heads.",
             )
         if self.head_dim % 2:
-            raise ModelError(f"head_dim {self.head_dim} is odd; rotary positions need pairs.", where=where)
+            raise ModelError(
+                f"head_dim {self.head_dim} is odd; rotary positions need pairs.",
+                where=where,
+                remedy="Get config.json again.",
+            )
 
     def to_hf(self) -> dict[str, Any]:
         """The config.json that ``transformers`` (4 and 5), vLLM and llama.cpp's converter read."""

@@ -69,7 +69,11 @@ def read_header(path: Path) -> Header:
     except FileNotFoundError as error:
         raise ModelError("there is no such file.", where=where, remedy="Check the path.") from error
     except OSError as error:
-        raise ModelError(f"cannot be read: {error.strerror}.", where=where) from error
+        raise ModelError(
+            f"cannot be read: {error.strerror}.",
+            where=where,
+            remedy="Check that the file is there and yours to read.",
+        ) from error
     except ValueError as error:  # an empty file cannot be mapped
         raise ModelError("the file is empty.", where=where, remedy=READ_AGAIN) from error
 

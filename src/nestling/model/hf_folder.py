@@ -97,7 +97,11 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         )
     for name in files:
         if Path(name).name != name:
-            raise ModelError(f"the index names a file outside the folder: {name!r}.", where=str(index))
+            raise ModelError(
+                f"the index names a file outside the folder: {name!r}.",
+                where=str(index),
+                remedy="Do not trust this folder; get the model from its publisher.",
+            )
         try:
             with safe_open(folder / name, framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118 - not a dict

@@ -99,7 +99,9 @@ def _create_engine(place: str) -> Engine:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise WorkspaceError(
-                f"cannot make the folder: {error.strerror}.", where=str(path.parent)
+                f"cannot make the folder: {error.strerror}.",
+                where=str(path.parent),
+                remedy="Choose a place that you may write to, with --workspace or NESTLING_HOME.",
             ) from error
         place = str(sqlalchemy.URL.create("sqlite", database=str(path)))
     try:

@@ -48,10 +48,18 @@ class LiteralEncoder:
         try:
             self._twin = tokenizers.Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
         except Exception as error:  # the library raises bare Exception
-            raise ModelError(f"the tokenizer cannot be rebuilt: {error}.", where=where) from error
+            raise ModelError(
+                f"the tokenizer cannot be rebuilt: {error}.",
+                where=where,
+                remedy="Get tokenizer.json again; if it is whole, this kind of tokenizer is not supported.",
+            ) from error
         for spelling, token_id in control_tokens.items():
             if self._twin.token_to_id(self.private[spelling]) != token_id:
-                raise ModelError(f"the control token {spelling!r} has no stable id.", where=where)
+                raise ModelError(
+                    f"the control token {spelling!r} has no stable id.",
+                    where=where,
+                    remedy="Get tokenizer.json again; if it is whole, this kind of tokenizer is not supported.",
+                )
 
     def encode(self, text: str) -> list[int]:
         """Ids of text in which only private spellings are control tokens; nothing is added."""

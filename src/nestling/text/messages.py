@@ -27,7 +27,7 @@ def require_text(value: Any, name: str, where: str) -> str:
         DataError: naming ``where`` and the field ``name``.
     """
     if not isinstance(value, str):
-        raise DataError(f"{name!r} must be text.", where=where)
+        raise DataError(f"{name!r} must be text.", where=where, remedy="Write it in quotation marks.")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -62,7 +62,11 @@ def validate_messages(value: Any, where: str, *, greeting: bool = False) -> list
     for number, turn in enumerate(value, 1):
         place = f"{where}, turn {number}"
         if not isinstance(turn, dict):
-            raise DataError(f"a turn must be an object, not {type(turn).__name__}.", where=place)
+            raise DataError(
+                f"a turn must be an object, not {type(turn).__name__}.",
+                where=place,
+                remedy='Write {"role": "user", "content": "..."}.',
+            )
         role, content = turn.get("role"), turn.get("content")
         if role not in ROLES:
             raise DataError(f"unknown role {role!r}.", where=place, remedy=f"Use one of {', '.join(ROLES)}.")

@@ -179,7 +179,9 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise ModelError(
-                f"the chat template writes no Unicode text: {error}.", where=self.where
+                f"the chat template writes no Unicode text: {error}.",
+                where=self.where,
+                remedy="Give the model another chat_template in tokenizer_config.json.",
             ) from error
         return text
 
@@ -266,7 +268,11 @@ def _end_ids(path: Path) -> list[int]:
     value = optional_json(path).get("eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(token_id) is int and token_id >= 0 for token_id in ids):
-        raise ModelError(f"'eos_token_id' must be an id or a list of ids, not {value!r}.", where=str(path))
+        raise ModelError(
+            f"'eos_token_id' must be an id or a list of ids, not {value!r}.",
+            where=str(path),
+            remedy="Get the model's files again.",
+        )
     return ids
 
 
@@ -283,11 +289,17 @@ def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
         try:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise ModelError(f"this is not UTF-8: {error}.", where=str(path)) from error
+            raise ModelError(
+                f"this is not UTF-8: {error}.", where=str(path), remedy="Get the file again."
+            ) from error
     source = config.get("chat_template")
     if isinstance(source, list):
         source = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
         source = source.get("default")
     if source is not None and not isinstance(source, str):
-        raise ModelError("'chat_template' must be text.", where=str(folder / "tokenizer_config.json"))
+        raise ModelError(
+            "'chat_template' must be text.",
+            where=str(folder / "tokenizer_config.json"),
+            remedy="Get tokenizer_config.json again.",
+        )
     return source

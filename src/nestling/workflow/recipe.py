@@ -175,9 +175,15 @@ def load_recipe(
         try:
             text = path.read_text("utf-8")
         except OSError as error:
-            raise ConfigError(f"cannot be read: {error.strerror}.", where=str(path)) from None
+            raise ConfigError(
+                f"cannot be read: {error.strerror}.",
+                where=str(path),
+                remedy="Check that the file is there and yours to read.",
+            ) from None
         except UnicodeDecodeError as error:
-            raise ConfigError(f"is not UTF-8: {error}.", where=str(path)) from None
+            raise ConfigError(
+                f"is not UTF-8: {error}.", where=str(path), remedy="Save the file as UTF-8."
+            ) from None
     elif name_or_path in packaged_recipes():
         text = (resources.files("nestling") / "recipes" / f"{name_or_path}.yaml").read_text("utf-8")
     else:
@@ -188,9 +194,17 @@ def load_recipe(
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"is not valid YAML: {error}", where=name_or_path) from None
+        raise ConfigError(
+            f"is not valid YAML: {error}",
+            where=name_or_path,
+            remedy="Mend the line it names; recipes/quickstart.yaml is an example.",
+        ) from None
     if not isinstance(values, dict):
-        raise ConfigError("must hold keys and values.", where=name_or_path)
+        raise ConfigError(
+            "must hold keys and values.",
+            where=name_or_path,
+            remedy="Begin with `name: mine`; recipes/quickstart.yaml is an example.",
+        )
     values |= dict(overrides or {})
     for setting in settings:
         apply_setting(values, setting)
@@ -248,7 +262,11 @@ def apply_setting(values: dict[str, Any], setting: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"the value of {key!r} cannot be read: {error}", where="--set") from None
+        raise ConfigError(
+            f"the value of {key!r} cannot be read: {error}",
+            where="--set",
+            remedy="Write it as in YAML, such as ppo.kl_coef=0.05.",
+        ) from None
     # YAML reads 1e-5 as text; a number was meant.
     if isinstance(value, str):
         with suppress(ValueError):
