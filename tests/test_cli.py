@@ -11,11 +11,13 @@ import torch
 from click.testing import CliRunner
 
 from nestling.cli import cli
+from nestling.cli.options import settings_of
 from nestling.compute.workers import Workers
 from nestling.errors import ConfigError, DataError, WorkspaceError
 from nestling.generation.protocol import Sampling
 from nestling.generation.side_by_side import SideBySide
 from nestling.model.hf_folder import load_model, save_model
+from nestling.workflow.recipe import Recipe
 from nestling.workspace import Card, Workspace
 from tiny import tiny_model
 
@@ -66,6 +68,16 @@ def test_every_command_explains_itself_and_each_option(words: tuple[str, ...]) -
     for option in command.params:
         if isinstance(option, click.Option):
             assert (option.help or "").partition("[default")[0].strip(), f"{' '.join(words)} {option.name}"
+
+
+def test_every_setting_of_a_recipe_is_documented() -> None:
+    told = CliRunner(env={"COLUMNS": "400"}).invoke(cli, ["run", "--settings"])
+    assert told.exit_code == 0, told.output
+    lines = {line.split()[0]: " ".join(line.split()) for line in told.output.splitlines() if line.strip()}
+    for name, field in settings_of(Recipe):
+        assert field.description and " ".join(field.description.split()) in lines[name], name
+    assert "whole number >= 0 0" in lines["hardware.threads"] and "mapping" in lines["gate.margins"]
+    assert "auto or float32 or bfloat16 auto" in lines["hardware.dtype"]
 
 
 VERBS = "up run fetch sft rank reward-model ppo evaluate compare chat serve versions export data doctor"

@@ -8,10 +8,20 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 from pydantic.fields import FieldInfo
+from rich.markup import escape
+from rich.table import Column, Table
 
 from nestling.config import Config, parse
 
 F = TypeVar("F", bound=Callable[..., Any])
+_NAMES = {
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    list: "list",
+    tuple: "list",
+    dict: "mapping",
+}
 _SCALARS: dict[Any, Any] = {int: int, float: float, str: str, bool: bool}
 
 
@@ -62,15 +72,27 @@ def _argument(name: str) -> str:
     return name.replace(".", "__")
 
 
-def _flat(kind: type[Config], prefix: str = "") -> list[tuple[str, FieldInfo]]:
+def settings_of(kind: type[Config], prefix: str = "") -> list[tuple[str, FieldInfo]]:
+    """Every key that a recipe or ``--set`` may hold, sections taken apart: ``ppo.lora.rank``."""
     fields: list[tuple[str, FieldInfo]] = []
     for name, field in kind.model_fields.items():
         inner = _section(field.annotation)
-        if inner is not None:
-            fields += _flat(inner, f"{prefix}{name}.")
-        elif _click_type(field.annotation) is not None:
-            fields.append((prefix + name, field))
+        fields += settings_of(inner, f"{prefix}{name}.") if inner else [(prefix + name, field)]
     return fields
+
+
+def settings_table(kind: type[Config]) -> Table:
+    """``settings_of``, for the terminal."""
+    narrow = (Column(title, max_width=20) for title in ("what it takes", "default"))
+    table = Table("key", *narrow, "what it does", box=None)
+    for name, field in settings_of(kind):
+        table.add_row(name, escape(_takes(field)), escape(_default(field)), escape(field.description or ""))
+    return table
+
+
+def _flat(kind: type[Config]) -> list[tuple[str, FieldInfo]]:
+    """What a command line can give: no mappings."""
+    return [(name, field) for name, field in settings_of(kind) if _click_type(field.annotation) is not None]
 
 
 def _options(annotation: Any) -> list[Any]:
@@ -99,6 +121,29 @@ def _click_type(annotation: Any) -> Any:
 
 
 def _help(field: FieldInfo, recipe: bool) -> str:
-    default = field.get_default(call_default_factory=True)
-    shown = "none" if default is None else default
-    return f"{field.description or ''}  [default: {'what the recipe says, else ' if recipe else ''}{shown}]"
+    before = "what the recipe says, else " if recipe else ""
+    return f"{field.description or ''}  [default: {before}{_default(field)}]"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "must be given"
+    value = field.get_default(call_default_factory=True)
+    return "none" if value is None else str(value)
+
+
+def _takes(field: FieldInfo) -> str:
+    """The kind of value and its bounds: "number > 0"."""
+    kinds = []
+    for option in _options(field.annotation):
+        if get_origin(option) is Literal:
+            kinds += [str(value) for value in get_args(option)]
+        else:
+            kinds.append(_NAMES.get(get_origin(option) or option, "text"))
+    bounds = [
+        f"{sign} {getattr(limit, name)}"
+        for limit in field.metadata
+        for name, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
+        if getattr(limit, name, None) is not None
+    ]
+    return " ".join([" or ".join(dict.fromkeys(kinds)), *bounds])

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from nestling.cli.common import workspace_option
+from nestling.cli.options import settings_table
 from nestling.compute.process import give_memory_back
 from nestling.config import parse
 from nestling.serving.address import listen
@@ -22,12 +23,21 @@ from nestling.workflow.run import Run, stop_on_signals
 from nestling.workflow.stages import import_base
 from nestling.workspace import Workspace
 
-_SET_HELP = "Change a recipe's setting, such as ppo.kl_coef=0.05; may be given often."
+_SET_HELP = (
+    "Change a recipe's setting, such as ppo.kl_coef=0.05; may be given often. "
+    "`nestling run --settings` says what there is."
+)
 
 
 def _recipe(name: str, settings: tuple[str, ...], base: str | None, assistant: str | None) -> Recipe:
     given = {"base": base, "assistant": assistant}
     return load_recipe(name, settings, {key: value for key, value in given.items() if value is not None})
+
+
+def _tell_settings(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        Console().print(settings_table(Recipe))
+        context.exit()
 
 
 @click.command()
@@ -91,6 +101,14 @@ def up(recipe_name: str, settings: tuple[str, ...], base: str | None, assistant:
 @click.option("--name", "assistant", help="The assistant's name.  [default: Nestling]")
 @click.option("--dry-run", is_flag=True, help="Say what it would take, and stop.")
 @click.option("--quiet", is_flag=True, help="Report to the run's diary only.")
+@click.option(
+    "--settings",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_tell_settings,
+    help="Say what every key of a recipe and of --set means, and stop.",
+)
 @workspace_option
 def run(recipe_name: str, settings: tuple[str, ...], base: str | None, assistant: str | None, dry_run: bool,
         quiet: bool, root: str | None) -> None:  # fmt: skip
