@@ -103,6 +103,7 @@ def up(recipe_name: str, settings: tuple[str, ...], base: str | None, assistant:
 @click.option("--quiet", is_flag=True, help="Report to the run's diary only.")
 @click.option(
     "--settings",
+    "tell_settings",
     is_flag=True,
     is_eager=True,
     expose_value=False,
