@@ -83,7 +83,7 @@ def settings_of(kind: type[Config], prefix: str = "") -> list[tuple[str, FieldIn
 
 def settings_table(kind: type[Config]) -> Table:
     """``settings_of``, for the terminal."""
-    narrow = (Column(title, max_width=20) for title in ("what it takes", "default"))
+    narrow = (Column(title, max_width=20, overflow="fold") for title in ("what it takes", "default"))
     table = Table(Column("key", no_wrap=True), *narrow, "what it does", box=None)
     for name, field in settings_of(kind):
         table.add_row(name, escape(_takes(field)), escape(_default(field)), escape(field.description or ""))
