@@ -112,7 +112,8 @@ KINDS = {
 WRONG = {"prompt": EVIL, "better": EVIL, "worse": EVIL, "margin": -1.5, "category": "refusal"}
 REWARD_MODEL = {
     "kind": "report", "stage": "reward_model", "text": "it is so so", "rankings": 5, **KINDS,
-    "by_category": {"refusal": KINDS}, "correlation_with_length": -0.12, "most_confidently_wrong": [WRONG],
+    "by_category": {"refusal": KINDS}, "correlation_with_length": -0.12, "calibration": {},
+    "most_confidently_wrong": [WRONG],
 }  # fmt: skip
 
 
@@ -156,6 +157,8 @@ class TestReport:
         assert parser.outside == [] and not parser.tags & {"script", "img"}
         assert page.count("&lt;script&gt;alert(1)") == 4 and "&lt;b&gt;why" in page
         assert page.count("<svg") == 4
+        section = page[page.index("<h2>Reward model</h2>") : page.index("<h2>Transcripts</h2>")]
+        assert section.count("&lt;script&gt;alert(1)") == 3 and "<td>66.7</td><td>12.5</td>" in section
         assert len(set(re.findall(r' id="([^"]*)"', page))) == len(re.findall(r' id="([^"]*)"', page))
 
     def test_markdown_has_its_pictures_beside_it(
@@ -171,13 +174,19 @@ class TestReport:
         shown = re.findall(r"!\[.*\]\((.*)\)", page)
         assert len(shown) == 4 and "| sft | 1.5 | 3.00 |" in page
         assert "| refusal | 9 | 66.7 | 12.5 | 0 | - | - |" in page and "length -0.12" in page
+        assert "| all | 9 | 66.7 |" in page
+        assert "alert(1)" not in page  # no text from outside becomes Markdown
         for picture in shown:
             assert ElementTree.parse(tmp_path / picture).getroot().tag.endswith("svg")
         assert "{" not in page
 
     def test_without_training_or_comparison(self, versions: tuple[Results, Results], tmp_path: Path) -> None:
         write_report(tmp_path / "r.html", [versions[1]])
-        assert (tmp_path / "r.html").read_text().count("<svg") == 1
+        page = (tmp_path / "r.html").read_text()
+        assert page.count("<svg") == 1 and "Reward model" not in page
+        older: list[dict[str, Any]] = [{"kind": "report", "stage": "reward_model", "calibration": []}]
+        write_report(tmp_path / "older.html", [versions[1]], events=older)
+        assert "Reward model" not in (tmp_path / "older.html").read_text()
 
     @pytest.mark.browser
     def test_renders_in_chromium(self, versions: tuple[Results, Results], tmp_path: Path) -> None:

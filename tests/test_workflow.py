@@ -146,6 +146,7 @@ def test_a_run_goes_from_base_to_verdict(whole: Path) -> None:
     assert (
         "## v2-sft against v1-base" in report and "## v4-ppo against v2-sft" in report
     )  # gains of the newer one
+    assert "## Reward model" in report and "<h2>Reward model</h2>" in (run / "report.html").read_text()
     costs = [line for line in report.splitlines() if line.startswith(("| sft |", "| ppo |", "| gate-base |"))]
     assert len(costs) == 3 and all(line.endswith("|") and "- |" not in line for line in costs), costs
     assert not list(run.glob("*/checkpoint-*"))  # 1.6 GB each at full size

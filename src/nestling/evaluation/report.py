@@ -123,7 +123,8 @@ def write_markdown(
 def _reward_model(events: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """What the run measured of its reward model (``workflow.reward_report``), None without one."""
     told = [e for e in events if e["kind"] == "report" and e.get("stage") == "reward_model"]
-    return told[-1] if told else None
+    # A run that began before calibration was told apart by kinds has less to show than the section needs.
+    return told[-1] if told and isinstance(told[-1].get("calibration"), dict) else None
 
 
 def _share(value: float | None) -> str:

@@ -132,8 +132,12 @@ def calibration(margins: Sequence[float]) -> list[dict[str, Any]]:
 
 
 def calibration_error(bins: Sequence[Mapping[str, Any]]) -> float | None:
-    """Expected calibration error (Naeini et al. 2015): how far predicted and observed shares are apart, each bin by
-    its pairs; None without any."""
+    """Expected calibration error (Naeini et al. 2015; Guo et al. 2017): how far predicted and observed shares are
+    apart, each bin by its pairs; None without any.
+
+    Args:
+        bins: of ``calibration``.
+    """
     if not bins:
         return None
     gaps = [b["pairs"] * abs(b["predicted"] - b["observed"]) for b in bins]
