@@ -112,4 +112,5 @@ def test_the_data_card_counts_what_the_quickstart_uses() -> None:
             f"{len(asked['test'])} ({sum(item.blind for item in asked['test'])})",
         ]  # fmt: skip
         assert f"| {' | '.join(line)} |" in card
-    assert f"**{len(suites['gate']):,}** | **{len(suites['test']):,} (" in card
+    sums = " | ".join(f"**{sum(kind.values()):,}**" for kind in used)
+    assert f"| {sums} | **{len(suites['gate']):,}** | **{len(suites['test']):,} (" in card

@@ -66,7 +66,8 @@ def _leaks(name: str, content: Curriculum) -> Iterator[str]:
 def _answers_unfit(name: str, content: Curriculum) -> Iterator[str]:
     """Good answers that their own check refuses, and worst ones that it lets pass."""
     reported = set()
-    for item in items("train", 0, [name], JUDGED, curriculum=content):
+    judged = max(JUDGED, len(content.templates[name]["train"]))
+    for item in items("train", 0, [name], judged, curriculum=content):
         if not item.answers:
             yield f"{name}: {item.id} has no answer"
         written = [(text, True) for text in item.answers] + [(text, False) for text in item.worse[-1:]]
