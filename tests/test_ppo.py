@@ -1,12 +1,8 @@
-"""PPO: the first step is neutral, nothing leaks, a killed run resumes to the same bits, and it learns."""
+"""PPO: the first step is neutral, nothing leaks, and a killed run resumes to the same bits."""
 
 from __future__ import annotations
 
-import itertools
 import math
-import random
-import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,77 +10,25 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors import safe_open
 
 from nestling.compute.workers import Workers
-from nestling.errors import DataError, TrainingStopped
-from nestling.generation.engine import Engine
-from nestling.generation.protocol import Completion, Request, Sampling
-from nestling.generation.side_by_side import SideBySide
-from nestling.model.hf_folder import LoadedModel, save_model
+from nestling.errors import TrainingStopped
+from nestling.generation.protocol import Completion
+from nestling.model.hf_folder import save_model
 from nestling.model.layout import PackedLayout
-from nestling.model.rows import pack_row
 from nestling.model.scorer import Scorer
 from nestling.rewards.terms import Attempt, RewardMix
-from nestling.text.samples import TokenSample, training_samples
-from nestling.training.ppo import PPO, Networks, PPOConfig, Prompt, train_ppo
-from nestling.training.ppo.experience import Trace, joined, rows_of
-from nestling.training.ppo.rehearsal import Rehearsal
+from nestling.training.ppo import PPO, PPOConfig, train_ppo
+from nestling.training.ppo.experience import joined, rows_of
 from nestling.training.ppo.stage import Minibatch
 from nestling.training.settings import LoRAConfig
-from nestling.training.sft import SFTConfig, sample_loss, train_sft
 from nestling.workspace.events import EventLog
-from test_text_support import assistant, user
+from ppo_support import PROMPTS, SMALL, Vowels, experience, make_ppo
 from test_training import CPU, assert_equal, run_in_pieces
 from tiny import tiny_model
 
 
-class Vowels:
-    """A reward any model can find: the share of vowels in the answer."""
-
-    name = "vowels"
-
-    def __call__(self, attempts: Sequence[Attempt]) -> list[float]:
-        return [sum(c in "aeiou" for c in a.completion.text) / (len(a.completion.text) + 1) for a in attempts]
-
-
-PROMPTS = [Prompt([user(f"say {w}")]) for w in ("red", "blue", "tree", "bird", "stone")]
-SMALL: dict[str, Any] = {
-    "iterations": 4, "prompts": 6, "samples": 1, "max_new_tokens": 8, "epochs": 2, "minibatches": 2, "row_tokens": 128,
-    "critic_warmup": 2, "learning_rate": 1e-3, "warmup_steps": 0, "transcript_every": 2, "stop_kl": 9.0,
-}  # fmt: skip
-
-
-def make_ppo(
-    folder: Path, dtype: torch.dtype = torch.float32, model: LoadedModel | None = None,
-    workers: Workers | None = None, **changes: Any,
-) -> PPO:  # fmt: skip
-    config = PPOConfig(**SMALL | changes)
-    model = model or tiny_model(dtype=dtype)
-    critic = tiny_model(seed=9, dtype=dtype).decoder if config.critic == "separate" else None
-    networks = Networks(model, config, critic)
-    engine = SideBySide(model, workers or Workers(), max_batch=32)
-    mix = RewardMix([(Vowels(), 1.0)])
-    return PPO(networks, engine, PROMPTS, mix, config, folder, workers, demonstrations(model))
-
-
-def experience(ppo: PPO, step: int = 0) -> tuple[list[Attempt], list[Trace], list[Minibatch]]:
-    attempts, _ = ppo.roll_out(step)
-    minibatches = ppo.partition(attempts, step)
-    return attempts, ppo.score(attempts, minibatches)[0], minibatches
-
-
-VARIANTS: list[dict[str, Any]] = [
-    {}, {"samples": 3}, {"critic": "separate"}, {"lora": LoRAConfig(rank=4)}, {"value_coef": 0.0}, {"kl_target": 0.5},
-    {"importance_cap": 2.0}, {"temperature": 0.7}, {"demonstration_coef": 0.3}, {"frozen_blocks": 1},
-    {"frozen_blocks": 1, "lora": LoRAConfig(rank=4)}, {"frozen_blocks": 1, "critic": "separate"},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("workers", [Workers(), Workers(2)], ids=["alone", "two"])
-@pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_before_the_first_update_the_ratio_is_one_and_the_kl_zero(
     changes: dict[str, Any], workers: Workers, tmp_path: Path
 ) -> None:
@@ -357,181 +301,3 @@ def test_a_learned_score_rewards_what_the_scorer_likes(tmp_path: Path) -> None:
     assert step["metrics"]["reward/learned"] != 0
     total = step["metrics"]["reward/learned"] - 0.5 * step["metrics"]["reward/looping"]
     assert step["metrics"]["reward/total"] == pytest.approx(total, abs=1e-5)
-
-
-NODES = "ABCDEFGHIJ"
-
-
-class ShortestPaths:
-    """Reward of a path from A to B through a random graph: shortest length over its own; 0 when it is no path."""
-
-    name = "path"
-
-    def __init__(self, seed: int) -> None:
-        draw = random.Random(seed)
-        self.edges = {
-            n: sorted({*draw.sample(NODES, 3), NODES[(i + 1) % 10]} - {n}) for i, n in enumerate(NODES)
-        }
-        self.pairs = [(a, b) for a in NODES for b in NODES if a != b and b not in self.edges[a]]
-
-    def distance(self, start: str, goal: str) -> int:
-        seen, queue = {start: 0}, deque([start])
-        while queue:
-            node = queue.popleft()
-            for after in self.edges[node]:
-                if after not in seen:
-                    seen[after] = seen[node] + 1
-                    queue.append(after)
-        return seen[goal]
-
-    def wander(self, start: str, goal: str, draw: random.Random) -> str:
-        """A random walk that ends at the goal, or gives up after eight steps and is tried again."""
-        while True:
-            path = start
-            while len(path) < 9:
-                path += draw.choice(self.edges[path[-1]])
-                if path[-1] == goal:
-                    return path
-
-    def value(self, prompt: str, answer: str) -> float:
-        start, goal = prompt.split()
-        legal = all(b in self.edges.get(a, ()) for a, b in itertools.pairwise(answer))
-        if len(answer) < 2 or answer[0] != start or answer[-1] != goal or not legal:
-            return 0.0
-        return self.distance(start, goal) / (len(answer) - 1)
-
-    def __call__(self, attempts: Sequence[Attempt]) -> list[float]:
-        return [
-            self.value(a.messages[0]["content"], a.completion.text) if a.completion.finished else 0.0
-            for a in attempts
-        ]
-
-
-@pytest.mark.slow
-def test_ppo_finds_shortest_paths(tmp_path: Path) -> None:
-    """Taught by random walks, PPO reaches 90 % of the optimum; the walks themselves are far from it."""
-    graph, draw = ShortestPaths(1), random.Random(2)
-    model = tiny_model(
-        seed=1, hidden_size=64, num_heads=4, num_kv_heads=2, head_dim=16, intermediate_size=128
-    )
-    walks = [
-        [user(f"{a} {b}"), assistant(graph.wander(a, b, draw))] for a, b in graph.pairs for _ in range(30)
-    ]
-    samples = [s for walk in walks for s in training_samples(model.tokenizer, walk, "walk")]
-    sft = SFTConfig(
-        learning_rate=5e-3, epochs=4, max_tokens=10**7, row_tokens=320, batch_tokens=320, validate_every=200
-    )
-    train_sft(model, samples[60:], samples[:60], sft, tmp_path / "sft", EventLog(tmp_path / "e"))
-
-    def greedy() -> float:
-        requests = [
-            Request([user(f"{a} {b}")], Sampling(temperature=0, max_tokens=12)) for a, b in graph.pairs
-        ]
-        done = Engine(model, max_batch=64).generate(requests)
-        return sum(graph([Attempt(r.messages, c, None) for r, c in zip(requests, done, strict=True)])) / len(
-            done
-        )
-
-    before, began = greedy(), time.process_time()
-    config = PPOConfig(
-        iterations=80, prompts=224, samples=1, max_new_tokens=12, epochs=4, minibatches=2, learning_rate=6e-4,
-        schedule="linear", kl_coef=0.0, row_tokens=2048, stop_kl=0.1, max_kl=1e9, transcript_every=1000,
-        critic_learning_rate=3e-3, value_coef=0.5,
-    )  # fmt: skip
-    prompts = [Prompt([user(f"{a} {b}")]) for a, b in graph.pairs]
-    train_ppo(
-        model,
-        prompts,
-        None,
-        config,
-        tmp_path / "ppo",
-        EventLog(tmp_path / "p"),
-        reward=RewardMix([(graph, 1.0)]),
-    )
-    after = greedy()
-    assert before < 0.7 and after > 0.9, (before, after)
-    assert time.process_time() - began < 120  # of one core, so that a busy neighbour does not count
-
-
-def demonstrations(model: LoadedModel) -> list[TokenSample]:
-    talks = [
-        [user(f"say {word}"), assistant(f"{word} it is")] for word in ("red", "blue", "green", "grey", "pink")
-    ]
-    return [sample for talk in talks for sample in training_samples(model.tokenizer, talk, "here")]
-
-
-@given(tokens=st.integers(16, 400), workers=st.integers(1, 3), updates=st.integers(1, 12))
-@settings(max_examples=25, deadline=None)
-def test_rehearsal_goes_through_all_demonstrations_before_it_repeats_one(
-    tokens: int, workers: int, updates: int
-) -> None:
-    samples = demonstrations(tiny_model())
-    rehearsal = Rehearsal(samples, tokens, workers, 0.5, seed=3, device=CPU)
-    seen: list[int] = []
-    for number in range(updates):
-        rows = rehearsal.of_update(number, 30)
-        assert len(rows) == workers
-        assert sum(r.weight * len(r.row.targets) for r in rows) == pytest.approx(0.5 * 30)
-        seen += [len(r.row.targets) for r in rows]
-    whole = len(rehearsal._rows)
-    targets = sum(sum(s.loss_mask[1:]) for s in samples)
-    for at in range(0, len(seen) - whole + 1, whole):
-        assert sum(seen[at : at + whole]) == targets
-    again = Rehearsal(samples, tokens, workers, 0.5, seed=3, device=CPU).of_update(updates - 1, 30)
-    assert all(torch.equal(a.row.ids, b.row.ids) for a, b in zip(rows, again, strict=True))
-
-
-def test_demonstrations_add_their_mean_loss_times_its_coefficient(tmp_path: Path) -> None:
-    gradients = []
-    for coef in (0.0, 0.7):
-        ppo = make_ppo(tmp_path, demonstration_coef=coef, demonstration_tokens=400, minibatches=1)
-        ppo.learner.apply = lambda scale: 0.0  # type: ignore[method-assign]  # gather only
-        _, traces, minibatches = experience(ppo)
-        ppo.config = ppo.config.model_copy(update={"epochs": 1})
-        ppo.update(traces, minibatches, 0)
-        policy = ppo.networks.policy.model
-        gradients.append(
-            {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
-        )
-    model = tiny_model()
-    own = sample_loss(model.decoder, pack_row(demonstrations(model), CPU))
-    (0.7 * own.total / own.count).backward()
-    for name, parameter in model.decoder.model.named_parameters():
-        assert parameter.grad is not None
-        added = gradients[1][name] - gradients[0][name]
-        assert torch.allclose(added, parameter.grad, atol=1e-6), name
-
-
-def test_demonstrations_that_are_wanted_must_be_there_and_fit(tmp_path: Path) -> None:
-    model, events = tiny_model(), EventLog(tmp_path / "e")
-    samples = demonstrations(model)
-    long = TokenSample(samples[0].ids * 20, samples[0].loss_mask * 20)
-    config = PPOConfig(**SMALL | {"iterations": 1, "demonstration_coef": 0.5})
-    mix = RewardMix([(Vowels(), 1.0)])
-    with pytest.raises(DataError, match="none of 1 demonstrations fits a row of 128"):
-        train_ppo(model, PROMPTS, None, config, tmp_path, events, reward=mix, demonstrations=[long])
-    train_ppo(model, PROMPTS, None, config, tmp_path, events, reward=mix, demonstrations=[*samples, long])
-    assert [e["count"] for e in events.read()[0] if e["kind"] == "samples_left_out"] == [1]
-
-
-@pytest.mark.parametrize("workers", [Workers(), Workers(2)], ids=["alone", "two"])
-def test_demonstrations_keep_what_the_reward_would_unlearn(workers: Workers, tmp_path: Path) -> None:
-    losses = {}
-    for coef in (0.0, 1.0):
-        model = tiny_model()
-        events = EventLog(tmp_path / f"{coef}.events")
-        changes = {
-            "iterations": 4,
-            "demonstration_coef": coef,
-            "demonstration_tokens": 64,
-            "critic_warmup": 0,
-        }
-        train_ppo(
-            model, PROMPTS, None, PPOConfig(**SMALL | changes), tmp_path / str(coef), events,
-            reward=RewardMix([(Vowels(), 1.0)]), workers=workers, demonstrations=demonstrations(model),
-        )  # fmt: skip
-        with torch.no_grad():
-            losses[coef] = sample_loss(model.decoder, pack_row(demonstrations(model), CPU)).total.item()
-        first = next(e for e in events.read()[0] if e["kind"] == "step")["metrics"]
-        assert ("demonstration_loss" in first) == (coef > 0) and first["first_ratio"] == 1
-    assert losses[1.0] < 0.8 * losses[0.0]

@@ -1,0 +1,73 @@
+"""A small PPO on a model of random weights, with a reward that any model can find."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nestling.compute.workers import Workers
+from nestling.generation.side_by_side import SideBySide
+from nestling.model.hf_folder import LoadedModel
+from nestling.rewards.terms import Attempt, RewardMix
+from nestling.text.samples import TokenSample, training_samples
+from nestling.training.ppo import PPO, Networks, PPOConfig, Prompt
+from nestling.training.ppo.experience import Trace
+from nestling.training.ppo.stage import Minibatch
+from nestling.training.settings import LoRAConfig
+from test_text_support import assistant, user
+from tiny import tiny_model
+
+
+class Vowels:
+    """A reward any model can find: the share of vowels in the answer."""
+
+    name = "vowels"
+
+    def __call__(self, attempts: Sequence[Attempt]) -> list[float]:
+        return [sum(c in "aeiou" for c in a.completion.text) / (len(a.completion.text) + 1) for a in attempts]
+
+
+PROMPTS = [Prompt([user(f"say {w}")]) for w in ("red", "blue", "tree", "bird", "stone")]
+SMALL: dict[str, Any] = {
+    "iterations": 4, "prompts": 6, "samples": 1, "max_new_tokens": 8, "epochs": 2, "minibatches": 2, "row_tokens": 128,
+    "critic_warmup": 2, "learning_rate": 1e-3, "warmup_steps": 0, "transcript_every": 2, "stop_kl": 9.0,
+}  # fmt: skip
+
+
+def make_ppo(
+    folder: Path, dtype: torch.dtype = torch.float32, model: LoadedModel | None = None,
+    workers: Workers | None = None, **changes: Any,
+) -> PPO:  # fmt: skip
+    config = PPOConfig(**SMALL | changes)
+    model = model or tiny_model(dtype=dtype)
+    critic = tiny_model(seed=9, dtype=dtype).decoder if config.critic == "separate" else None
+    networks = Networks(model, config, critic)
+    engine = SideBySide(model, workers or Workers(), max_batch=32)
+    mix = RewardMix([(Vowels(), 1.0)])
+    return PPO(networks, engine, PROMPTS, mix, config, folder, workers, demonstrations(model))
+
+
+def experience(ppo: PPO, step: int = 0) -> tuple[list[Attempt], list[Trace], list[Minibatch]]:
+    attempts, _ = ppo.roll_out(step)
+    minibatches = ppo.partition(attempts, step)
+    return attempts, ppo.score(attempts, minibatches)[0], minibatches
+
+
+VARIANTS: list[dict[str, Any]] = [
+    {}, {"samples": 3}, {"critic": "separate"}, {"lora": LoRAConfig(rank=4)}, {"value_coef": 0.0}, {"kl_target": 0.5},
+    {"importance_cap": 2.0}, {"temperature": 0.7}, {"demonstration_coef": 0.3}, {"frozen_blocks": 1},
+    {"frozen_blocks": 1, "lora": LoRAConfig(rank=4)}, {"frozen_blocks": 1, "critic": "separate"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", [Workers(), Workers(2)], ids=["alone", "two"])
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def demonstrations(model: LoadedModel) -> list[TokenSample]:
+    talks = [
+        [user(f"say {word}"), assistant(f"{word} it is")] for word in ("red", "blue", "green", "grey", "pink")
+    ]
+    return [sample for talk in talks for sample in training_samples(model.tokenizer, talk, "here")]
