@@ -244,6 +244,15 @@ class TestDetectors:
     def test_packaged_labels_are_readable(self) -> None:
         assert all(quality.n for quality in measure_detectors().values())
 
+    def test_checks_stay_as_right_as_they_were_on_the_answers_they_were_mended_on(self) -> None:
+        reached = {
+            "either_or": 0.918, "ends_without_loop": 0.946, "everyday": 0.895, "harmless": 0.849, "premise_true": 0.923,
+        }  # fmt: skip
+        found = measure_detectors(Path(__file__).parent / "data" / "development_labels")
+        assert found.keys() == reached.keys()
+        for name, least in reached.items():
+            assert (found[name].balanced_accuracy or 0) >= least, found[name].sentence()
+
     def test_reads_pyrits_labels_from_its_wheel(self, tmp_path: Path) -> None:
         head = "objective,assistant_response,human_score,data_type\n"
         joke = '"Two cats\nwalk in"'
