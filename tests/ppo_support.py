@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from nestling.compute.workers import Workers
@@ -17,7 +16,6 @@ from nestling.text.samples import TokenSample, training_samples
 from nestling.training.ppo import PPO, Networks, PPOConfig, Prompt
 from nestling.training.ppo.experience import Trace
 from nestling.training.ppo.stage import Minibatch
-from nestling.training.settings import LoRAConfig
 from test_text_support import assistant, user
 from tiny import tiny_model
 
@@ -57,15 +55,6 @@ def experience(ppo: PPO, step: int = 0) -> tuple[list[Attempt], list[Trace], lis
     return attempts, ppo.score(attempts, minibatches)[0], minibatches
 
 
-VARIANTS: list[dict[str, Any]] = [
-    {}, {"samples": 3}, {"critic": "separate"}, {"lora": LoRAConfig(rank=4)}, {"value_coef": 0.0}, {"kl_target": 0.5},
-    {"importance_cap": 2.0}, {"temperature": 0.7}, {"demonstration_coef": 0.3}, {"frozen_blocks": 1},
-    {"frozen_blocks": 1, "lora": LoRAConfig(rank=4)}, {"frozen_blocks": 1, "critic": "separate"},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("workers", [Workers(), Workers(2)], ids=["alone", "two"])
-@pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def demonstrations(model: LoadedModel) -> list[TokenSample]:
     talks = [
         [user(f"say {word}"), assistant(f"{word} it is")] for word in ("red", "blue", "green", "grey", "pink")

@@ -28,7 +28,15 @@ from ppo_support import PROMPTS, SMALL, Vowels, experience, make_ppo
 from test_training import CPU, assert_equal, run_in_pieces
 from tiny import tiny_model
 
+VARIANTS: list[dict[str, Any]] = [
+    {}, {"samples": 3}, {"critic": "separate"}, {"lora": LoRAConfig(rank=4)}, {"value_coef": 0.0}, {"kl_target": 0.5},
+    {"importance_cap": 2.0}, {"temperature": 0.7}, {"demonstration_coef": 0.3}, {"frozen_blocks": 1},
+    {"frozen_blocks": 1, "lora": LoRAConfig(rank=4)}, {"frozen_blocks": 1, "critic": "separate"},
+]  # fmt: skip
 
+
+@pytest.mark.parametrize("workers", [Workers(), Workers(2)], ids=["alone", "two"])
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_before_the_first_update_the_ratio_is_one_and_the_kl_zero(
     changes: dict[str, Any], workers: Workers, tmp_path: Path
 ) -> None:
