@@ -29,13 +29,16 @@ def list_(root: str | None) -> None:
     """All versions, the served one marked."""
     store = Workspace(root).versions
     pointer = store.pointer()
-    table = Table("", "version", "kind", "parents", "state", "made", "verdict")
-    for v in store.list():
+    table = Table("", "version", "kind", "parents", "state", "made")
+    listed = store.list()
+    for v in listed:
         mark = "→" if pointer and pointer.version == v.name else ""
-        table.add_row(
-            mark, v.name, v.card.kind, ", ".join(v.card.parents), v.card.state, v.card.created, v.card.verdict
-        )
+        made = v.card.created.replace("T", " ")[5:16]
+        table.add_row(mark, v.name, v.card.kind, ", ".join(v.card.parents), v.card.state, made)
     Console().print(table)
+    for v in listed:  # a column of sentences would be a few letters wide
+        if v.card.verdict:
+            click.echo(f"{v.name}: {v.card.verdict}")
 
 
 @versions.command()
