@@ -10,7 +10,7 @@ from nestling.evaluation.suite import DIRECT_FACTS
 from nestling.evaluation.verdicts import RETENTION, Row
 
 NO_LOOP, ENDED = "no_loop", "ended"
-_BALANCED = {"premise": ("premise_false", "premise_true"), "correction": ("mistake", "hold_truth")}
+BALANCED = {"premise": ("premise_false", "premise_true"), "correction": ("mistake", "hold_truth")}
 
 LABELS = {
     "refusal": "refusals of harmful requests",
@@ -96,7 +96,7 @@ def measures_of(rows: Iterable[Row], held_out: Iterable[str]) -> list[Measure]:
     held_out = set(held_out)
     found = [Measure(n, (n,), held_out=n in held_out) for n in present if n not in RETENTION]
     found += [
-        Measure(name, parts, balanced=True) for name, parts in _BALANCED.items() if set(parts) <= set(present)
+        Measure(name, parts, balanced=True) for name, parts in BALANCED.items() if set(parts) <= set(present)
     ]
     if "retention" in present or DIRECT_FACTS in present:
         found.append(Measure("retention", RETENTION))
@@ -106,4 +106,4 @@ def measures_of(rows: Iterable[Row], held_out: Iterable[str]) -> list[Measure]:
 def part_of_composite(name: str, present: Iterable[str]) -> bool:
     """True when ``name`` is half of a balanced measure that is also present, which then speaks for it."""
     present = set(present)
-    return any(name in parts and whole in present for whole, parts in _BALANCED.items())
+    return any(name in parts and whole in present for whole, parts in BALANCED.items())

@@ -8,6 +8,10 @@ probability alpha at most, however many behaviours there are and however they ha
 a further correction only where one success among many would do. Bounds are one-sided: only a loss is in question.
 Where there are too few prompts to show even an unchanged version's innocence the measured loss counts instead, and
 that confidence is not claimed.
+
+Opposite sides of one skill (mistakes admitted, truths held) are guarded by their mean: a version that always gives in
+has all of one side, and a better one must be allowed to lose some of it. What fell and was not guarded by itself is
+named beside the verdict.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from nestling.config import Config
 from nestling.errors import ConfigError, DataError
 from nestling.evaluation.compare import PairedGain, check_comparable, paired_gain, pooled_gain
 from nestling.evaluation.detectors import LEAST_ACCURACY, LEAST_LABELS, DetectorQuality
-from nestling.evaluation.measures import LABELS, NO_LOOP, Measure, part_of_composite
+from nestling.evaluation.measures import BALANCED, LABELS, NO_LOOP, Measure, part_of_composite
 from nestling.evaluation.perplexity import log_ratio
 from nestling.evaluation.results import Results
 
@@ -77,11 +81,15 @@ class GateRule(Config):
             [
                 f"A new version is served when it is better than the served one on {self.evidence_label}:",
                 f"the lower end of the {self.confidence:.0%} interval of its mean gain must be above zero.",
-                "And every other behaviour must be shown to have lost less than",
+                "And every other behaviour that is guarded must be shown to have lost less than",
                 f"{100 * self.margin:g} points{f' ({_listed(others)})' if others else ''},",
                 f"each at {self.confidence:.0%} confidence: as all must pass, so is the confidence that none has.",
                 "Where the prompts are too few to show that even of an unchanged version, the measured loss counts.",
                 *(f"Counted as one: {_listed(map(_label, names))}." for names in self.pooled.values()),
+                *(
+                    f"Guarded by their mean alone, being opposite sides of one skill: {_listed(map(_label, sides))}."
+                    for sides in BALANCED.values()
+                ),
                 f"A behaviour whose check was not right on {LEAST_ACCURACY:.0%} of at least {LEAST_LABELS}",
                 "labelled answers is reported and does not decide.",
             ]
@@ -202,17 +210,21 @@ def decide(
         gained, least = 100 * evidence_line.gain, 100 * (evidence_line.bound or 0)
         headline = (
             f"Accepted: {candidate.name} gains {gained:.1f} points on {rule.evidence_label}, "
-            f"at least {least:.1f}; nothing else has lost more than allowed."
+            f"at least {least:.1f}; nothing that is guarded has lost more than allowed."
         )
     reported = [m for name, m in measures.items() if m not in guarded]
+    reported_lines = _reported_lines(candidate, incumbent, reported)
     notes = [f"Reported only: {m.label} ({doubts[name]})." for name, m in measures.items() if doubts[name]]
+    if fallen := [line for line in reported_lines if -line.gain > rule.margin]:
+        losses = _listed(f"{line.label} ({100 * line.gain:+.1f} points)" for line in fallen)
+        notes.insert(0, f"Lower, and by itself not guarded: {losses}.")
     return GateVerdict(
         candidate=candidate.name,
         incumbent=incumbent.name,
         accepted=not problems,
         sentences=[headline, *(f"Also: {problem}." for problem in problems[1:]), *notes],
         rule=rule.describe(),
-        lines=[evidence_line, *guard_lines, *_reported_lines(candidate, incumbent, reported)],
+        lines=[evidence_line, *guard_lines, *reported_lines],
     )
 
 

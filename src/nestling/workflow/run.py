@@ -155,7 +155,7 @@ class Run:
         verdicts = {e["version"]: e for e in events if e["kind"] == "verdict"}
         told: dict[str, Any] = {
             "title": f"{self.recipe.assistant}, raised by {self.recipe.name}",
-            "sentences": [f"{name}: {e['sentences'][0]}" for name, e in verdicts.items()],
+            "sentences": [f"{name}: {' '.join(e['sentences'])}" for name, e in verdicts.items()],
             "comparisons": [compare(newer, older) for older, newer in itertools.pairwise(results)],
             "detectors": list(measure_detectors().values()),
             "events": events,
