@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import click
@@ -96,6 +97,24 @@ def test_versions_are_listed_shown_promoted_and_rolled_back(home: Path) -> None:
     assert "v1-base is served again" in say(home, "versions", "roll-back")
     with pytest.raises(WorkspaceError, match="v9"):
         say(home, "versions", "promote", "v9-none")
+
+
+def test_a_damaged_card_hides_no_other_version(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "versions", tmp_path / "versions")
+    (tmp_path / "versions" / "v2-sft" / "card.json").write_text("{")
+    told = say(tmp_path, "versions", "list")
+    assert "v1-base" in told and "damaged" in told and "v2-sft/card.json: the card cannot be read" in told
+    assert "versions)" in say(tmp_path, "doctor")
+
+
+def test_a_reward_model_is_not_asked_for_answers(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "versions", tmp_path / "versions")
+    Workspace(tmp_path).versions.publish(lambda folder: None, Card(kind="reward_model"))
+    for words in (["chat", "--version"], ["evaluate"], ["compare", "v1-base"], ["sft", "--version"]):
+        with pytest.raises(WorkspaceError, match="'v3-reward-model' is a reward model"):
+            say(tmp_path, *words, "v3-reward-model")
+    with pytest.raises(WorkspaceError, match="is a reward model"):
+        say(tmp_path, "export", str(tmp_path / "out.GGUF"), "--version", "v3-reward-model")
 
 
 def test_data_is_shown_and_checked_by_line(home: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from sqlalchemy import select
 
 from nestling.cli import cli
-from nestling.errors import DataError
+from nestling.errors import DataError, WorkspaceError
 from nestling.feedback import Recorder, export, preference_rows, ranking_rows, scalar_rows
 from nestling.generation.protocol import Completion, Sampling
 from nestling.storage import ChatSession, Generation, open_database
@@ -94,6 +94,14 @@ def test_votes_become_rankings_preferences_and_labels(recorder: Recorder) -> Non
         (said("B"), False),
         (said("C"), False),
     ]
+
+
+def test_export_writes_over_nothing(recorder: Recorder, tmp_path: Path) -> None:
+    (tmp_path / "preferences.jsonl").write_text("mine")
+    with pytest.raises(WorkspaceError, match=r"preferences\.jsonl: this exists already"):
+        export(recorder.database, tmp_path)
+    assert [path.name for path in tmp_path.glob("*.jsonl")] == ["preferences.jsonl"]
+    assert (tmp_path / "preferences.jsonl").read_text() == "mine"
 
 
 def test_export_writes_jsonl(recorder: Recorder, tmp_path: Path) -> None:

@@ -170,6 +170,11 @@ class TestBeyondThisMachine:
         with pytest.raises(ConfigError, match="too easy to guess"):
             hash_token(token)
 
+    @pytest.mark.parametrize("host", ["*", "", "nest.example.org/chat", "a b"])
+    def test_further_names_are_plain_ones(self, host: str) -> None:
+        with pytest.raises(ConfigError, match="allowed_hosts"):
+            parse(ServerSettings, {"allowed_hosts": (host,)}, "server")
+
     def test_the_token_is_kept_nowhere(self) -> None:
         settings = ServerSettings(host="0.0.0.0", token_hash=hash_token(TOKEN))
         assert TOKEN not in repr(settings) and len(settings.token_hash or "") == 64

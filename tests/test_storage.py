@@ -57,6 +57,14 @@ def test_migrations_from_empty_give_the_declared_schema(database: Database) -> N
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10_000}
 
 
+def test_only_its_owner_may_read_what_people_wrote(database: Database) -> None:
+    folder = Path(str(database.engine.url.database)).parent
+    with database.write() as session:
+        session.add(generation(1))
+    modes = {path.name: path.stat().st_mode & 0o077 for path in folder.glob("feedback.sqlite*")}
+    assert modes == {f"feedback.sqlite{end}": 0 for end in ("", "-wal", "-shm")}
+
+
 def test_rows_survive_closing_and_opening(tmp_path: Path) -> None:
     before = datetime.now(UTC)
     database = open_database(tmp_path / "a 100%.sqlite")

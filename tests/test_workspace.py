@@ -188,9 +188,14 @@ class TestVersions:
         assert pointer is not None and pointer.reason == "the gate"
         assert [turn.version for turn in pointer.history] == ["v1-base"]
         assert store.get("v2-sft").card.metrics == {"wins": 3}
-        assert store.roll_back().name == "v1-base"
+        assert store.roll_back("worse after all").name == "v1-base"
         with pytest.raises(WorkspaceError, match="no earlier version"):
             store.roll_back()
+        pointer = store.pointer()
+        assert pointer is not None and pointer.reason == "worse after all"
+        assert [turn.reason for turn in pointer.history] == ["first", "the gate"], "every reason is kept"
+        store.promote("v3-ppo", "by hand")
+        assert store.roll_back().name == "v1-base"
 
     def test_a_verdict_is_carried_out_once_and_survives_a_kill(self, store: VersionStore) -> None:
         for kind in ("base", "sft", "ppo"):

@@ -38,14 +38,14 @@ def choose_hardware(dtype: str, threads: int) -> Hardware:
     return HardwareConfig.model_validate({"dtype": dtype, "threads": threads}).detect().apply()
 
 
-def find_version(workspace: Workspace, name: str | None) -> Version:
+def find_version(workspace: Workspace, name: str | None, answers: bool = False) -> Version:
     """A version by name; the served one when no name is given.
 
     Raises:
-        WorkspaceError: there is none.
+        WorkspaceError: there is none, or with ``answers`` it is a reward model.
     """
     if name:
-        return workspace.versions.get(name)
+        return workspace.versions.that_answers(name) if answers else workspace.versions.get(name)
     serving = workspace.versions.serving()
     if serving is None:
         raise WorkspaceError(

@@ -78,7 +78,8 @@ def check(file: Path) -> None:
 def judgments(folder: Path, database: str | None, root: str | None) -> None:
     """Write people's votes and thumbs to FOLDER as rankings, preferences and feedback (JSONL).
 
-    `nestling reward-model --data FOLDER/rankings.jsonl` learns from them.
+    `nestling reward-model --data FOLDER/rankings.jsonl` learns from them; preferences.jsonl (DPO) and feedback.jsonl
+    (KTO) are for other trainers. Files that are there already are never written over.
     """
     opened = open_database(database or Workspace(root).database_path)
     for name, count in export(opened, folder).items():

@@ -146,8 +146,8 @@ def evaluate(names: tuple[str, ...], endpoint: str | None, endpoint_model: str |
         return
     bench = _Measuring(root, dtype, threads, split, config)
     results: list[Results] = []
-    for name in names or (find_version(bench.workspace, None).name,):
-        measured = bench.with_base(bench.workspace.versions.get(name))
+    for version in [find_version(bench.workspace, name, answers=True) for name in names or (None,)]:
+        measured = bench.with_base(version)
         results += [r for r in measured if r.name not in {known.name for known in results}]
     _write(results, json_path, html_path)
 
@@ -163,9 +163,9 @@ def evaluate(names: tuple[str, ...], endpoint: str | None, endpoint_model: str |
 @workspace_option
 def compare(first: str, second: str, split: str, prompts: int | None, json_path: Path | None, dtype: str,
             threads: int, root: str | None, **asked: Any) -> None:  # fmt: skip
-    """Compare version FIRST with version SECOND on the same prompts."""
+    """How much version FIRST gains over version SECOND, on the same prompts."""
     bench = _Measuring(root, dtype, threads, split, _config(prompts, **asked))
-    versions = [bench.workspace.versions.get(name) for name in (first, second)]
+    versions = [find_version(bench.workspace, name, answers=True) for name in (first, second)]
     base = bench.with_base(versions[0])[0]
     a, b = (base if v.name == base.name else bench.results(v, base) for v in versions)
     comparison = compare_results(a, b)

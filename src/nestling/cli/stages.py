@@ -77,7 +77,7 @@ class Call:
         self.workspace, recipe = Workspace(root), load_recipe(recipe_name)
         before: Config = getattr(recipe, section)
         self.section, self.config = section, to_config(type(before), options, before)
-        self.parent = find_version(self.workspace, name)
+        self.parent = find_version(self.workspace, name, answers=True)
         mine = {section: self.config, "assistant": self.parent.card.assistant}
         self.recipe: Recipe = recipe.model_copy(update=mine)
         self._hardware = (dtype, threads)

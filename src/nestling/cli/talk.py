@@ -83,7 +83,7 @@ def chat(name: str | None, system: str | None, temperature: float, top_p: float,
          dtype: str, threads: int, root: str | None) -> None:  # fmt: skip
     """Chat in the terminal. /new begins again, /quit ends."""
     hardware, console = choose_hardware(dtype, threads), Console()
-    version = find_version(Workspace(root), name)
+    version = find_version(Workspace(root), name, answers=True)
     engine = Engine(load_model(version.folder, hardware.torch_dtype, hardware.device), frozen=True)
     console.print(f"{version.card.assistant} ({version.name}). /new begins again, /quit ends.", style="dim")
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]

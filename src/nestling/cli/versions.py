@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nestling.cli.common import find_version, workspace_option
-from nestling.errors import ConfigError
+from nestling.errors import ConfigError, WorkspaceError
 from nestling.workspace import Workspace, atomic
 
 
@@ -29,16 +29,23 @@ def list_(root: str | None) -> None:
     """All versions, the served one marked."""
     store = Workspace(root).versions
     pointer = store.pointer()
-    table = Table("", "version", "kind", "parents", "state", "made")
-    listed = store.list()
-    for v in listed:
-        mark = "→" if pointer and pointer.version == v.name else ""
-        made = v.card.created.replace("T", " ")[5:16]
-        table.add_row(mark, v.name, v.card.kind, ", ".join(v.card.parents), v.card.state, made)
+    table, remarks = Table("", "version", "kind", "parents", "state", "made"), []
+    table.columns[1].no_wrap = True
+    for name in store.names():
+        mark = "→" if pointer and pointer.version == name else ""
+        try:
+            card = store.get(name).card
+        except WorkspaceError as error:  # the others are there all the same
+            table.add_row(mark, name, "", "", "damaged", "")
+            remarks.append(f"{name}: {error}")
+            continue
+        made = card.created.replace("T", " ")[5:16]
+        table.add_row(mark, name, card.kind, ", ".join(card.parents), card.state, made)
+        if card.verdict:  # a column of sentences would be a few letters wide
+            remarks.append(f"{name}: {card.verdict}")
     Console().print(table)
-    for v in listed:  # a column of sentences would be a few letters wide
-        if v.card.verdict:
-            click.echo(f"{v.name}: {v.card.verdict}")
+    for remark in remarks:
+        click.echo(remark)
 
 
 @versions.command()
@@ -80,8 +87,9 @@ def roll_back(reason: str, root: str | None) -> None:
 @workspace_option
 def export(out: Path, name: str | None, gguf: str | None, root: str | None) -> None:
     """Write a version to OUT: a GGUF file when OUT ends in .gguf, else a Hugging Face folder."""
-    found = find_version(Workspace(root), name)
-    if out.suffix == ".gguf":
+    is_gguf = out.suffix.lower() == ".gguf"
+    found = find_version(Workspace(root), name, answers=is_gguf)
+    if is_gguf:
         from nestling.model.gguf_writer import export_gguf
 
         atomic.refuse_existing(out)
@@ -115,7 +123,7 @@ def doctor(root: str | None) -> None:
         + f"; computing in {hardware.dtype}",
         "memory": f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free",
         "disk": f"{shutil.disk_usage(parent).free / 2**30:.1f} GiB free at {parent}",
-        "workspace": f"{workspace.root} ({len(workspace.versions.list())} versions)",
+        "workspace": f"{workspace.root} ({len(workspace.versions.names())} versions)",
     }
     for package in (
         "torch",

@@ -64,14 +64,20 @@ def export(database: Database, folder: Path) -> dict[str, int]:
     """Write ``rankings.jsonl``, ``preferences.jsonl`` and ``feedback.jsonl``; returns the rows in each.
 
     A session's newest judgment about the same answers counts. ``preferences`` are the rankings without ties,
-    for tools that know no ranks: train on one of the two.
+    for tools that know no ranks: train on one of the two. ``feedback`` is for KTO elsewhere; nothing here reads it.
+
+    Raises:
+        WorkspaceError: one of the files is there already; nothing is written.
     """
+    files = {
+        "rankings.jsonl": ranking_rows(database),
+        "preferences.jsonl": preference_rows(database),
+        "feedback.jsonl": scalar_rows(database),
+    }
+    for name in files:
+        atomic.refuse_existing(folder / name)
     counts = {}
-    for name, rows in (
-        ("rankings.jsonl", ranking_rows(database)),
-        ("preferences.jsonl", preference_rows(database)),
-        ("feedback.jsonl", scalar_rows(database)),
-    ):
+    for name, rows in files.items():
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         atomic.write_text(folder / name, "".join(lines))
         counts[name] = len(lines)

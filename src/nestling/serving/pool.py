@@ -110,7 +110,8 @@ class ModelPool:
         try:
             version = self.versions.get(name)
         except NestlingError as error:
-            raise UnknownVersion(error.what, remedy=error.remedy) from error  # without the server's folder
+            # the server's folder, which the error names, is nobody else's business
+            raise UnknownVersion(error.what, remedy="See /v1/models.") from error
         if not is_offered(version):
             why = "was rejected by the gate" if version.card.state == "rejected" else "is not a chat model"
             raise UnknownVersion(f"version {name!r} {why} and is not offered.", remedy="See /v1/models.")

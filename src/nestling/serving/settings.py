@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -28,7 +28,7 @@ class ServerSettings(Config):
         pattern="^[0-9a-f]{64}$",
         description="SHA-256 of the bearer token; the token itself is not kept.",
     )
-    allowed_hosts: tuple[str, ...] = Field(
+    allowed_hosts: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9._:\[\]-]+$")], ...] = Field(
         default=(),
         description="Further names under which browsers reach the server, such as nest.example.org.",
     )

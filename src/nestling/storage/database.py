@@ -97,9 +97,11 @@ def _create_engine(place: str) -> Engine:
         path = Path(place).absolute()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                path.touch(mode=0o600)  # it will hold what people write; SQLite's other files take after it
         except OSError as error:
             raise WorkspaceError(
-                f"cannot make the folder: {error.strerror}.",
+                f"cannot make the database: {error.strerror}.",
                 where=str(path.parent),
                 remedy="Choose a place that you may write to, with --workspace or NESTLING_HOME.",
             ) from error
@@ -108,7 +110,8 @@ def _create_engine(place: str) -> Engine:
         engine = create_engine(place)
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         raise ConfigError(
-            f"no driver for this database: {error}.", remedy="For PostgreSQL: pip install 'psycopg[binary]'."
+            f"no driver for this database: {error}.",
+            remedy="For PostgreSQL: pip install 'psycopg[binary]', and write postgresql+psycopg://user:password@host/name.",
         ) from error
     except ArgumentError as error:
         raise ConfigError(

@@ -21,7 +21,13 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ModelError(
             f"{path.name} is missing.", where=str(path.parent), remedy="Point at a complete model folder."
         ) from error
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise ModelError(
+            f"{path.name} cannot be read: {error.strerror}.",
+            where=str(path.parent),
+            remedy="Point at a model folder.",
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise ModelError(
             f"this is not JSON: {error}.", where=str(path), remedy="Get the file again."
         ) from error

@@ -66,17 +66,22 @@ class Version:
 
 
 class Turn(BaseModel):
-    """One version's time of being served."""
+    """One version's time of being served; ``over`` when a roll-back left or used it, so that the next passes it by."""
 
     version: str
     since: str
     reason: str
+    over: bool = False
 
 
 class Pointer(Turn):
     """``serving.json``: which version is served, and those before it, oldest first."""
 
     history: list[Turn] = Field(default_factory=list)
+
+
+def _turn(turn: Turn, over: bool = False) -> Turn:
+    return Turn(version=turn.version, since=turn.since, reason=turn.reason, over=over)
 
 
 def check_name(name: str) -> str:
@@ -131,14 +136,18 @@ class VersionStore:
         numbers = [int(match[1]) for name in self._names() if (match := re.match(r"v(\d+)", name))]
         return f"v{max(numbers, default=0) + 1}-{kind.replace('_', '-')}"
 
-    def list(self) -> list[Version]:
-        """Every version, by number, then name."""
+    def names(self) -> list[str]:
+        """The names of all versions, those with damaged cards too, by number, then name."""
 
         def order(name: str) -> tuple[int, str]:
             match = re.match(r"v(\d+)", name)
             return (int(match[1]) if match else 0, name)
 
-        return [self.get(name) for name in sorted(self._names(), key=order)]
+        return sorted(self._names(), key=order)
+
+    def list(self) -> list[Version]:
+        """Every version, by number, then name."""
+        return [self.get(name) for name in self.names()]
 
     def get(self, name: str) -> Version:
         """The version called ``name``.
@@ -151,7 +160,7 @@ class VersionStore:
         try:
             card = Card.model_validate_json(path.read_bytes())
         except FileNotFoundError:
-            known = ", ".join(sorted(self._names())) or "none yet"
+            known = ", ".join(self.names()) or "none yet"
             raise WorkspaceError(
                 f"there is no version {name!r}.", where=str(self.folder), remedy=f"Versions here: {known}."
             ) from None
@@ -162,6 +171,21 @@ class VersionStore:
                 remedy="Restore the file from a copy, or delete the version's folder.",
             ) from error
         return Version(name, folder, card)
+
+    def that_answers(self, name: str) -> Version:
+        """The version called ``name``, which must be one that writes answers.
+
+        Raises:
+            WorkspaceError: there is none, or it is a reward model.
+        """
+        version = self.get(name)
+        if version.card.kind == "reward_model":
+            raise WorkspaceError(
+                f"version {name!r} is a reward model: it scores answers and writes none.",
+                where=str(version.folder),
+                remedy="Name a base, SFT or PPO version.",
+            )
+        return version
 
     def exists(self, name: str) -> bool:
         """Whether a version of that name has been published."""
@@ -225,13 +249,7 @@ class VersionStore:
             WorkspaceError: when there is no such version, or it was rejected and ``force`` is not set.
         """
         with self._lock():
-            version = self.get(name)
-            if version.card.kind == "reward_model":
-                raise WorkspaceError(
-                    f"version {name!r} is a reward model: it scores answers and writes none.",
-                    where=str(version.folder),
-                    remedy="Promote a base, SFT or PPO version.",
-                )
+            version = self.that_answers(name)
             if version.card.state == "rejected" and not force:
                 raise WorkspaceError(
                     f"version {name!r} was rejected: {version.card.verdict or 'no reason was written down'}",
@@ -240,7 +258,7 @@ class VersionStore:
                 )
             current = self.pointer()
             if current is None or current.version != name:
-                past = [*current.history, Turn(**current.model_dump(exclude={"history"}))] if current else []
+                past = [*current.history, _turn(current)] if current else []
                 self._point(Pointer(version=name, since=now(), reason=reason, history=past))
         return version
 
@@ -252,10 +270,11 @@ class VersionStore:
         """
         with self._lock():
             current = self.pointer()
-            past = list(current.history) if current else []
-            while past:
-                name = past.pop().version
-                if self.exists(name):
+            past = [*current.history, _turn(current, over=True)] if current else []
+            for number in reversed(range(len(past))):
+                name, over = past[number].version, past[number].over
+                past[number] = _turn(past[number], over=True)
+                if not over and self.exists(name):
                     self._point(Pointer(version=name, since=now(), reason=reason, history=past))
                     return self.get(name)
             raise WorkspaceError(
