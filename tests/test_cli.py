@@ -18,7 +18,7 @@ from nestling.errors import ConfigError, DataError, WorkspaceError
 from nestling.generation.protocol import Sampling
 from nestling.generation.side_by_side import SideBySide
 from nestling.model.hf_folder import load_model, save_model
-from nestling.workflow.recipe import Recipe
+from nestling.workflow.recipe import Recipe, load_recipe
 from nestling.workspace import Card, Workspace
 from tiny import tiny_model
 
@@ -175,6 +175,18 @@ def test_chat_streams_an_answer_and_ends(home: Path) -> None:
 def test_dry_runs_estimate_time_memory_and_disk(words: list[str], tmp_path: Path) -> None:
     told = say(tmp_path, *words, "--dry-run")
     assert all(word in told for word in ("min", "GiB", "ppo")) and not list(tmp_path.iterdir())
+
+
+def test_ones_own_conversations_are_part_of_the_raising(tmp_path: Path) -> None:
+    faq = tmp_path / "faq.csv"
+    faq.write_text("question,answer\nWhen do you open?,At nine.\n")
+    words = ("run", "quickstart", "--dry-run", "--data", str(faq))
+    assert "sft" in say(tmp_path, *words)
+    recipe = load_recipe("quickstart", files=[str(faq)])
+    assert recipe.data.files == [str(faq)] and recipe.run_name != load_recipe("quickstart").run_name
+    faq.write_text("question,answer\nWhen do you open?,\n")
+    with pytest.raises(DataError, match=r"faq\.csv:2: the fields 'question' tell no kind of row"):
+        say(tmp_path, *words)
 
 
 def test_settings_that_the_base_cannot_have_are_refused_before_the_first_stage(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``nestling data``: what is in the starter data, what is wrong with a file, which tokens are trained."""
+"""``nestling data``: the starter data, what is wrong with a file, the file in our shape, which tokens are trained."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from rich.text import Text
 
 from nestling.cli.common import find_version, workspace_option
 from nestling.data import curriculum
-from nestling.data.formats import Conversation, check_file, read_rows
+from nestling.data.formats import Conversation, FileReport, check_file, read_rows, write_rows
 from nestling.errors import DataError
 from nestling.feedback.export import export
 from nestling.storage import open_database
 from nestling.text.samples import describe_tokens, training_samples
 from nestling.text.tokenizer import Tokenizer
-from nestling.workspace import Workspace
+from nestling.workspace import Workspace, atomic
 
 
 @click.group()
 def data() -> None:
-    """Look at the starter data, check a file, show what is trained, take out people's judgments."""
+    """Look at the starter data, check or convert a file, show what is trained, take out people's judgments."""
 
 
 @data.command()
@@ -57,18 +57,45 @@ def starter(behaviour: str | None, examples: int, seed: int) -> None:
     )
 
 
-@data.command()
-@click.argument("file", type=click.Path(path_type=Path))
-def check(file: Path) -> None:
-    """Read FILE to its end and list every problem by line."""
-    report = check_file(file)
+def _tell(file: Path, report: FileReport) -> None:
+    """Every problem with its line, then what the file holds."""
     for problem in report.problems:
         place = f"{file}:{problem.line}" if problem.line else str(file)
         click.echo(f"{place}: {problem.what} {problem.remedy}")
+    shapes = ", ".join(f"{count} as {shape}" for shape, count in report.shapes.items() if shape)
     click.echo(
-        f"{report.rows} good rows of kind {report.kind or 'unknown'}, {len(report.problems)} problems."
+        f"{report.rows} good rows of kind {report.kind or 'unknown'}{f' ({shapes})' if shapes else ''}, "
+        f"{len(report.problems)} problems."
     )
+
+
+@data.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def check(file: Path) -> None:
+    """Read FILE to its end and list every problem by line.
+
+    JSONL, a JSON list, or a table (.csv, .tsv); rows as OpenAI, TRL, ShareGPT and Alpaca write them, or with a question
+    and an answer.
+    """
+    report = check_file(file)
+    _tell(file, report)
     sys.exit(1 if report.problems else 0)
+
+
+@data.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+def convert(file: Path, out: Path) -> None:
+    """Write the good rows of FILE to OUT (JSONL); every row that is left out is listed with its reason."""
+    atomic.refuse_existing(out)
+    report = check_file(file)
+    _tell(file, report)
+    if not report.clean:
+        raise DataError(
+            "there is no good row to write.", where=str(file), remedy="Mend what is listed above."
+        )
+    write_rows(out, report.clean)
+    click.echo(f"{out}: {len(report.clean)} rows.")
 
 
 @data.command()

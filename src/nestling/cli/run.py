@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import webbrowser
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -29,9 +34,50 @@ _SET_HELP = (
 )
 
 
-def _recipe(name: str, settings: tuple[str, ...], base: str | None, assistant: str | None) -> Recipe:
-    given = {"base": base, "assistant": assistant}
-    return load_recipe(name, settings, {key: value for key, value in given.items() if value is not None})
+@dataclass(frozen=True)
+class Asked:
+    """What ``up`` and ``run`` are given about the raising, over the recipe's own settings."""
+
+    recipe_name: str
+    settings: tuple[str, ...]
+    base: str | None
+    assistant: str | None
+    files: tuple[str, ...]
+
+    def recipe(self) -> Recipe:
+        given = {"base": self.base, "assistant": self.assistant}
+        overrides = {key: value for key, value in given.items() if value is not None}
+        return load_recipe(self.recipe_name, self.settings, overrides, self.files)
+
+    @property
+    def words(self) -> list[str]:
+        """The same as words of a command line."""
+        words = [word for setting in self.settings for word in ("--set", setting)]
+        words += ["--base", self.base] if self.base is not None else []
+        words += ["--name", self.assistant] if self.assistant is not None else []
+        return [self.recipe_name, *words, *(word for file in self.files for word in ("--data", file))]
+
+
+def _raising_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a raising; the command is called with them as ``asked``."""
+
+    @functools.wraps(command)
+    def run(recipe_name: str, settings: tuple[str, ...], base: str | None, assistant: str | None,
+            files: tuple[str, ...], **others: Any) -> None:  # fmt: skip
+        whole = tuple(str(Path(file).resolve()) for file in files)
+        command(Asked(recipe_name, settings, base, assistant, whole), **others)
+
+    for option in (
+        click.option(
+            "--data", "files", multiple=True, type=click.Path(exists=True, dir_okay=False),
+            help="Your own conversations, to learn from beside the recipe's: JSONL, JSON or CSV; may be given often.",
+        ),
+        click.option("--name", "assistant", help="The assistant's name.  [default: Nestling]"),
+        click.option("--base", help="Base model: a known name, a folder, a .gguf file or a hub id."),
+        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help=_SET_HELP),
+    ):  # fmt: skip
+        run = option(run)
+    return run
 
 
 def _tell_settings(context: click.Context, option: click.Parameter, wanted: bool) -> None:
@@ -44,9 +90,7 @@ def _tell_settings(context: click.Context, option: click.Parameter, wanted: bool
 @click.option(
     "--recipe", "recipe_name", default="quickstart", show_default=True, help="Recipe name or YAML file."
 )
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help=_SET_HELP)
-@click.option("--base", help="Base model: a known name, a folder, a .gguf file or a hub id.")
-@click.option("--name", "assistant", help="The assistant's name.  [default: Nestling]")
+@_raising_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="TCP port.")
 @click.option(
@@ -59,15 +103,14 @@ def _tell_settings(context: click.Context, option: click.Parameter, wanted: bool
 @click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
 @click.option("--dry-run", is_flag=True, help="Say what it would take, and stop.")
 @workspace_option
-def up(recipe_name: str, settings: tuple[str, ...], base: str | None, assistant: str | None, host: str, port: int,
-       allowed_hosts: tuple[str, ...], no_train: bool, open_page: bool, dry_run: bool,
-       root: str | None) -> None:  # fmt: skip
+def up(asked: Asked, host: str, port: int, allowed_hosts: tuple[str, ...], no_train: bool, open_page: bool,
+       dry_run: bool, root: str | None) -> None:  # fmt: skip
     """Get a base model, serve it, and raise it meanwhile.
 
     An accepted version takes over live. Stop it at any moment; the next `nestling up` goes on.
     """
     workspace, console = Workspace(root), Console()
-    recipe = _recipe(recipe_name, settings, base, assistant)
+    recipe = asked.recipe()
     if dry_run:
         console.print(estimate_table(recipe))
         return
@@ -86,19 +129,14 @@ def up(recipe_name: str, settings: tuple[str, ...], base: str | None, assistant:
         serve = ["serve", *place, "--host", host, "--port", str(port)]
         serve += ["--dtype", recipe.hardware.dtype, "--threads", str(recipe.hardware.threads)]
         serve += [word for name in allowed_hosts for word in ("--allowed-hosts", name)]
-        given = [word for setting in settings for word in ("--set", setting)]
-        given += ["--base", base] if base is not None else []
-        given += ["--name", assistant] if assistant is not None else []
-        train = None if no_train else ["run", recipe_name, *place, *given, "--quiet"]
+        train = None if no_train else ["run", *asked.words, *place, "--quiet"]
         show = (lambda: webbrowser.open(f"http://{host}:{port}")) if open_page else None
         sys.exit(Supervisor(workspace, serve, train, console, show, port).run())
 
 
 @click.command()
 @click.argument("recipe_name", metavar="RECIPE")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help=_SET_HELP)
-@click.option("--base", help="Base model: a known name, a folder, a .gguf file or a hub id.")
-@click.option("--name", "assistant", help="The assistant's name.  [default: Nestling]")
+@_raising_options
 @click.option("--dry-run", is_flag=True, help="Say what it would take, and stop.")
 @click.option("--quiet", is_flag=True, help="Report to the run's diary only.")
 @click.option(
@@ -111,12 +149,11 @@ def up(recipe_name: str, settings: tuple[str, ...], base: str | None, assistant:
     help="Say what every key of a recipe and of --set means, and stop.",
 )
 @workspace_option
-def run(recipe_name: str, settings: tuple[str, ...], base: str | None, assistant: str | None, dry_run: bool,
-        quiet: bool, root: str | None) -> None:  # fmt: skip
+def run(asked: Asked, dry_run: bool, quiet: bool, root: str | None) -> None:
     """Raise by a recipe, headless, and end with a report."""
     exit_with_parent()
     stop_on_signals()
-    recipe, console = _recipe(recipe_name, settings, base, assistant), Console(quiet=quiet)
+    recipe, console = asked.recipe(), Console(quiet=quiet)
     if dry_run:
         console.print(estimate_table(recipe))
         return

@@ -137,7 +137,7 @@ def conversation_options(command: Callable[..., None]) -> Callable[..., None]:
     )
     files = click.option(
         "--data", "files", multiple=True, type=click.Path(exists=True, dir_okay=False),
-        help="Conversations, JSONL; may be given often.",
+        help="Conversations: JSONL, JSON or CSV; may be given often.",
     )  # fmt: skip
     return files(starter(command))
 

@@ -101,20 +101,27 @@ def matrix_rates(device: str, size: int = 512, turns: int = 10) -> dict[str, flo
 
 
 def product_rate(hardware: Hardware, rows: int, inner: int, outer: int, seconds: float) -> float:
-    """FLOP/s of [rows, inner] x [inner, outer] products, every worker at once for that long, neighbours and all."""
+    """FLOP/s of [rows, inner] x [inner, outer] products, every worker at once for that long.
+
+    On a CPU by the time that this process was given: what its neighbours take now may soon be free.
+    """
     ones = lambda *shape: torch.ones(shape, device=hardware.device, dtype=hardware.torch_dtype)
     a, b = ones(rows, inner), ones(outer, inner)
 
-    def multiply(_: int, limit: float) -> float:
+    def multiply(_: int, limit: float) -> int:
         count, start = 0, time.perf_counter()
         while time.perf_counter() - start < limit:
             torch.nn.functional.linear(a, b).sum().item()  # item() waits for an asynchronous device
             count += 1
-        return count * 2 * rows * inner * outer / (time.perf_counter() - start)
+        return count
 
-    workers = hardware.side_by_side()
+    workers, on_cpu = hardware.side_by_side(), hardware.device == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter
     workers.map(multiply, [seconds / 4] * workers.count)  # the first products choose their kernels
-    return sum(workers.map(multiply, [seconds] * workers.count))
+    start = clock()
+    count = sum(workers.map(multiply, [seconds] * workers.count))
+    taken = (clock() - start) / (hardware.threads if on_cpu else 1)
+    return count * 2 * rows * inner * outer / taken
 
 
 def _product_seconds(dtype: str, device: str, size: int) -> float:

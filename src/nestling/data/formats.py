@@ -1,4 +1,4 @@
-"""The JSONL files people bring and we write: one JSON object a line, in the shapes OpenAI and TRL use.
+"""The rows people bring and we write: one JSON object a line, in the shapes OpenAI and TRL use.
 
 | kind | fields |
 |---|---|
@@ -8,19 +8,23 @@
 | prompt | ``{"prompt": [...], "check": {...}}`` |
 
 A prompt is a list of turns that ends with the user's, or text, which is one user turn. An answer is text, or
-a list of one assistant turn. Every kind may carry a ``category``. Other fields are ignored.
+a list of one assistant turn. Every kind may carry a ``category``. Other fields are ignored. Rows in the shapes of
+other programs are told by their fields (``foreign``), and files may be a JSON list or a table as well (``records``).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from nestling.checks import HELD_OUT, is_held_out, validate
+from nestling.data.foreign import translated
+from nestling.data.records import Record, parse_json, records
 from nestling.errors import DataError
 from nestling.text.messages import Message, require_text, validate_messages
 from nestling.workspace import atomic
@@ -51,7 +55,7 @@ class Ranking:
     """K answers to one prompt; ``ranks[k]`` is 1 for the best, equal numbers are ties.
 
     ``sources[k]``, when given, says where answer k came from ("sft", "written", ...), ``finished[k]`` whether it ended
-    by itself (all did when nothing is said). Rankings of one ``template`` have like prompts..
+    by itself (all did when nothing is said). Rankings of one ``template`` have like prompts.
     """
 
     kind: ClassVar[str] = "ranking"
@@ -87,13 +91,23 @@ class Problem:
     remedy: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class FileReport:
-    """What a file holds: its kind (None when no row could be read), its good rows, and every problem."""
+    """What a file holds.
 
-    kind: str | None
-    rows: int
-    problems: list[Problem]
+    Attributes:
+        kind: of the first good row, None when there was none.
+        rows: good rows.
+        problems: everything that is wrong.
+        shapes: good rows by the shape they were written in; ours is "".
+        clean: the good rows of the file's kind, without repetitions.
+    """
+
+    kind: str | None = None
+    rows: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    shapes: Counter[str] = field(default_factory=Counter)
+    clean: list[Row] = field(default_factory=list)
 
 
 def read_rows(path: Path | str, row_type: type[RowType]) -> Iterator[RowType]:
@@ -103,9 +117,9 @@ def read_rows(path: Path | str, row_type: type[RowType]) -> Iterator[RowType]:
         DataError: naming ``FILE:LINE``, at the first line that is wrong; or the file is missing or empty.
     """
     empty = True
-    for number, line in _lines(path):
-        where = f"{path}:{number}"
-        row = parse_row(line, where)
+    for record in records(path):
+        where = f"{path}:{record.line}"
+        row, _ = _row(record.parsed(where), where)
         if not isinstance(row, row_type):
             remedy = f"Give a file whose rows have the fields {_listed(_FIELDS[row_type.kind])}."
             raise DataError(f"this is a {row.kind}, not a {row_type.kind}.", where=where, remedy=remedy)
@@ -130,31 +144,41 @@ def check_file(path: Path | str) -> FileReport:
     Rows of another kind than the first one's, and rows that repeat an earlier one, are problems too.
 
     Raises:
-        DataError: the file cannot be opened.
+        DataError: the file cannot be opened, or is no text.
     """
-    kind: str | None = None
-    rows, problems = 0, []
+    report = FileReport()
     first_line: dict[bytes, int] = {}
-    for number, line in _lines(path):
-        where = f"{path}:{number}"
-        try:
-            row = parse_row(line, where)
-        except DataError as error:
-            problems.append(_problem(number, error, where))
-            continue
-        rows += 1
-        kind = kind or row.kind
-        if row.kind != kind:
-            problems.append(
-                Problem(number, f"a {row.kind} in a file of {kind}s.", "Keep one kind to a file.")
-            )
-        digest = hashlib.blake2b(format_row(row).encode(), digest_size=16).digest()
-        earlier = first_line.setdefault(digest, number)
-        if earlier != number:
-            problems.append(Problem(number, f"the same row as line {earlier}.", "Keep one of the two."))
-    if not rows and not problems:
-        problems.append(_problem(0, _empty(path), str(path)))
-    return FileReport(kind, rows, problems)
+    try:
+        for record in records(path):
+            problem = _take(report, record, f"{path}:{record.line}", first_line)
+            report.problems += [problem] if problem else []
+    except DataError as error:  # of the file, which ends there
+        line = (error.where or "").removeprefix(f"{Path(path)}:")
+        if not line.isdecimal():
+            raise
+        report.problems.append(Problem(int(line), error.what, error.remedy or ""))
+    if not report.rows and not report.problems:
+        report.problems.append(_problem(0, _empty(path), str(path)))
+    return report
+
+
+def _take(report: FileReport, record: Record, where: str, first_line: dict[bytes, int]) -> Problem | None:
+    """Count one more record; what is wrong with it, if anything."""
+    try:
+        row, shape = _row(record.parsed(where), where)
+    except DataError as error:
+        return _problem(record.line, error, where)
+    report.kind, report.rows = report.kind or row.kind, report.rows + 1
+    report.shapes[shape] += 1
+    if row.kind != report.kind:
+        what = f"a {row.kind} in a file of {report.kind}s."
+        return Problem(record.line, what, "Keep one kind to a file.")
+    digest = hashlib.blake2b(format_row(row).encode(), digest_size=16).digest()
+    earlier = first_line.setdefault(digest, record.line)
+    if earlier != record.line:
+        return Problem(record.line, f"the same row as line {earlier}.", "Keep one of the two.")
+    report.clean.append(row)
+    return None
 
 
 def parse_row(line: bytes | str, where: str) -> Row:
@@ -163,13 +187,18 @@ def parse_row(line: bytes | str, where: str) -> Row:
     Raises:
         DataError: naming ``where``: not UTF-8, not JSON, a missing or wrong field.
     """
-    value = _parse_json(line, where)
+    return _row(parse_json(line, where), where)[0]
+
+
+def _row(value: Any, where: str) -> tuple[Row, str]:
+    """The row and the shape it was written in."""
     if not isinstance(value, dict):
         raise DataError(
             f"a row must be a JSON object, not a {type(value).__name__}.",
             where=where,
-            remedy="Write one {...} a line, with no list around them.",
+            remedy="Write one {...} a line, or one list of them.",
         )
+    value, shape = translated(value, where)
     # "prompt" stands in three kinds, so it tells none.
     kind = next(
         (k for k, fields in _FIELDS.items() if any(f in value for f in fields if f != "prompt")), None
@@ -185,7 +214,8 @@ def parse_row(line: bytes | str, where: str) -> Row:
         raise DataError(
             f"{_listed(missing)} missing.", where=where, remedy=f"A {kind} has {_listed(_FIELDS[kind])}."
         )
-    return _PARSERS[kind](value, where, require_text(value.get("category") or "", "category", where))
+    category = require_text(value.get("category") or "", "category", where)
+    return _PARSERS[kind](value, where, category), shape
 
 
 def format_row(row: Row) -> str:
@@ -316,37 +346,6 @@ def _answer(value: Any, name: str, where: str) -> str:
             )
         value = value[0].get("content")
     return require_text(value, name, where)
-
-
-def _lines(path: Path | str) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, with their numbers."""
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if line.strip():
-                    yield number, line
-    except OSError as error:
-        what = f"this file cannot be read: {error.strerror}."
-        raise DataError(what, where=str(path), remedy="Check the path.") from error
-
-
-def _parse_json(line: bytes | str, where: str) -> Any:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        return json.loads(line.decode() if isinstance(line, bytes) else line, parse_constant=refuse)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"this is not UTF-8 (byte {error.start + 1} of the line).",
-            where=where,
-            remedy="Save the file as UTF-8 text, not compressed.",
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"this is not JSON: {error}.", where=where, remedy="Write one whole JSON object on each line."
-        ) from error
 
 
 def _problem(line: int, error: DataError, where: str) -> Problem:

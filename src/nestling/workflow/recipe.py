@@ -54,7 +54,9 @@ class DataConfig(Config):
         300, ge=0, description="General prompts answered by the base itself, so that it forgets nothing."
     )
     replay_max_tokens: int = Field(160, ge=1, description="Longest replayed answer in tokens.")
-    files: list[str] = Field(default_factory=list, description="Further conversations: JSONL files.")
+    files: list[str] = Field(
+        default_factory=list, description="Further conversations: JSONL, JSON or CSV files."
+    )
     validation_share: float = Field(
         0.05, gt=0, lt=0.5, description="Share of the samples kept for validation."
     )
@@ -162,9 +164,12 @@ def packaged_recipes() -> list[str]:
 
 
 def load_recipe(
-    name_or_path: str, settings: Sequence[str] = (), overrides: Mapping[str, Any] | None = None
+    name_or_path: str,
+    settings: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+    files: Sequence[str] = (),
 ) -> Recipe:
-    """Read a packaged recipe by name or a YAML file, with ``section.key=value`` settings on top.
+    """Read a packaged recipe by name or a YAML file, with ``section.key=value`` settings and data ``files`` on top.
 
     Raises:
         ConfigError: no such recipe, broken YAML, an unknown key or behaviour, an impossible value; by place and name.
@@ -209,6 +214,8 @@ def load_recipe(
     for setting in settings:
         apply_setting(values, setting)
     recipe = parse(Recipe, values, name_or_path)
+    data = recipe.data.model_copy(update={"files": [*recipe.data.files, *files]})
+    recipe = recipe.model_copy(update={"data": data})
     check_behaviours(recipe.data.demonstrations, f"{name_or_path}: data.demonstrations")
     check_behaviours(recipe.rank.prompts, f"{name_or_path}: rank.prompts", rewarded=True)
     check_behaviours(recipe.ppo_prompts, f"{name_or_path}: ppo_prompts", rewarded=True)
