@@ -28,7 +28,7 @@ _SIZES: dict[str, int] = {"gate": 150, "test": 300}
 # loss.
 _MORE: dict[str, dict[str, int]] = {
     "gate": dict.fromkeys(ABOUT_FACTS, 220) | {"facts": 300, "everyday": 300},
-    "test": dict.fromkeys(ABOUT_FACTS, 470),
+    "test": dict.fromkeys(ABOUT_FACTS, 490),
 }
 
 
@@ -69,7 +69,7 @@ def build_suite(
     Args:
         behaviours: their names; None means all.
         sizes: prompts by behaviour. Elsewhere 150 in the gate split (220 for each behaviour about facts, 300 simple
-            facts and everyday requests) and 300 in the test split (470 for each behaviour about facts); one without a
+            facts and everyday requests) and 300 in the test split (490 for each behaviour about facts); one without a
             table is asked every distinct prompt.
         assistant: the name the assistant goes by.
         curriculum: other content than the packaged one.
