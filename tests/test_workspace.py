@@ -197,6 +197,28 @@ class TestVersions:
         store.promote("v3-ppo", "by hand")
         assert store.roll_back().name == "v1-base"
 
+    def test_removing_deletes_weights_and_keeps_the_line(self, store: VersionStore) -> None:
+        store.publish(write_model, Card(kind="base"))
+        store.publish(write_model, Card(kind="sft", parents=["v1-base"]))
+        store.publish(write_model, Card(kind="ppo", parents=["v2-sft"]))
+        for name in ("v2-sft", "v3-ppo"):
+            store.promote(name, "better")
+        with pytest.raises(WorkspaceError, match="'v3-ppo' is being served"):
+            store.remove("v3-ppo")
+        with pytest.raises(
+            WorkspaceError, match="'v1-base' is the base that v2-sft, v3-ppo are measured against"
+        ):
+            store.remove("v1-base")
+        gone = store.remove("v2-sft")
+        assert [path.name for path in gone.folder.iterdir()] == ["card.json"] and gone.card.removed
+        assert store.root(store.get("v3-ppo")).name == "v1-base"
+        assert store.next_name("sft") == "v4-sft", "its number is not given again"
+        with pytest.raises(WorkspaceError, match="weights of version 'v2-sft' were removed on 20"):
+            store.promote("v2-sft", "again")
+        with pytest.raises(WorkspaceError, match="no earlier version"):
+            store.roll_back()
+        assert store.remove("v2-sft").card == gone.card, "twice is the same"
+
     def test_a_verdict_is_carried_out_once_and_survives_a_kill(self, store: VersionStore) -> None:
         for kind in ("base", "sft", "ppo"):
             store.publish(write_model, Card(kind=kind))

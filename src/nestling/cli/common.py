@@ -45,7 +45,7 @@ def find_version(workspace: Workspace, name: str | None, answers: bool = False) 
         WorkspaceError: there is none, or with ``answers`` it is a reward model.
     """
     if name:
-        return workspace.versions.that_answers(name) if answers else workspace.versions.get(name)
+        return workspace.versions.that_answers(name) if answers else workspace.versions.with_weights(name)
     serving = workspace.versions.serving()
     if serving is None:
         raise WorkspaceError(

@@ -192,7 +192,7 @@ def ppo(call: Call, scorer_name: str | None, file: str | None, files: tuple[str,
     """Align a version by PPO; conversations take part in its updates where --demonstration-coef is above 0."""
     call.show(files, starter)
     items = _items(file) if file else materials.ppo_items(call.recipe)
-    scorer = call.workspace.versions.get(scorer_name) if scorer_name else None
+    scorer = call.workspace.versions.with_weights(scorer_name) if scorer_name else None
     with call.bench(scorer_name, file and file_digest(Path(file))) as bench:
         _published(
             stages.ppo(bench, call.parent, scorer, items, call.recipe.ppo, call.recipe.data, call.recipe.seed)

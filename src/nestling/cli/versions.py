@@ -20,7 +20,7 @@ from nestling.workspace import Workspace, atomic
 
 @click.group()
 def versions() -> None:
-    """List, show, promote and roll back versions."""
+    """List, show, promote, roll back and remove versions."""
 
 
 @versions.command("list")
@@ -40,7 +40,8 @@ def list_(root: str | None) -> None:
             remarks.append(f"{name}: {error}")
             continue
         made = card.created.replace("T", " ")[5:16]
-        table.add_row(mark, name, card.kind, ", ".join(card.parents), card.state, made)
+        state = "removed" if card.removed else card.state
+        table.add_row(mark, name, card.kind, ", ".join(card.parents), state, made)
         if card.verdict:  # a column of sentences would be a few letters wide
             remarks.append(f"{name}: {card.verdict}")
     Console().print(table)
@@ -53,8 +54,17 @@ def list_(root: str | None) -> None:
 @workspace_option
 def show(name: str | None, root: str | None) -> None:
     """A version's card."""
-    found = find_version(Workspace(root), name)
+    opened = Workspace(root)
+    found = opened.versions.get(name) if name else find_version(opened, None)
     Console().print_json(found.card.model_dump_json())
+
+
+@versions.command()
+@click.argument("name")
+@workspace_option
+def remove(name: str, root: str | None) -> None:
+    """Delete a version's weights for good; its card stays, as others descend from it."""
+    click.echo(f"The weights of {Workspace(root).versions.remove(name).name} are gone; its card stays.")
 
 
 @versions.command()

@@ -113,7 +113,10 @@ class ModelPool:
             # the server's folder, which the error names, is nobody else's business
             raise UnknownVersion(error.what, remedy="See /v1/models.") from error
         if not is_offered(version):
-            why = "was rejected by the gate" if version.card.state == "rejected" else "is not a chat model"
+            rejected = (
+                "was rejected by the gate" if version.card.state == "rejected" else "is not a chat model"
+            )
+            why = "was removed" if version.card.removed else rejected
             raise UnknownVersion(f"version {name!r} {why} and is not offered.", remedy="See /v1/models.")
         return version
 
@@ -275,7 +278,8 @@ class ModelPool:
 
 def is_offered(version: Version) -> bool:
     """Whether people may ask for ``version`` by name."""
-    return version.card.state != "rejected" and version.card.kind != "reward_model"
+    card = version.card
+    return card.state != "rejected" and card.kind != "reward_model" and not card.removed
 
 
 def _forget() -> None:

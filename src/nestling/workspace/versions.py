@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,6 +41,7 @@ class Card(BaseModel):
         licence: SPDX expression of the weights' licence.
         state: "candidate" until the gate marks it "accepted" or "rejected".
         verdict: the gate's words.
+        removed: when its weights were removed; "" while they are there.
     """
 
     model_config = ConfigDict(extra="allow")  # a newer release's fields survive a rewrite by this one
@@ -54,6 +56,7 @@ class Card(BaseModel):
     licence: str = "Apache-2.0"
     state: State = "candidate"
     verdict: str = ""
+    removed: str = ""
 
 
 @dataclass(frozen=True)
@@ -172,13 +175,28 @@ class VersionStore:
             ) from error
         return Version(name, folder, card)
 
+    def with_weights(self, name: str) -> Version:
+        """The version called ``name``, whose weights must be there.
+
+        Raises:
+            WorkspaceError: there is none, or its weights were removed.
+        """
+        version = self.get(name)
+        if version.card.removed:
+            raise WorkspaceError(
+                f"the weights of version {name!r} were removed on {version.card.removed[:10]}.",
+                where=str(version.folder),
+                remedy="Name another version; `nestling versions list` shows them.",
+            )
+        return version
+
     def that_answers(self, name: str) -> Version:
         """The version called ``name``, which must be one that writes answers.
 
         Raises:
-            WorkspaceError: there is none, or it is a reward model.
+            WorkspaceError: there is none, it is a reward model, or its weights were removed.
         """
-        version = self.get(name)
+        version = self.with_weights(name)
         if version.card.kind == "reward_model":
             raise WorkspaceError(
                 f"version {name!r} is a reward model: it scores answers and writes none.",
@@ -274,12 +292,39 @@ class VersionStore:
             for number in reversed(range(len(past))):
                 name, over = past[number].version, past[number].over
                 past[number] = _turn(past[number], over=True)
-                if not over and self.exists(name):
+                if not over and self.exists(name) and not self.get(name).card.removed:
                     self._point(Pointer(version=name, since=now(), reason=reason, history=past))
                     return self.get(name)
             raise WorkspaceError(
                 "no earlier version was served.", where=str(self.pointer_path), remedy="Promote one by name."
             )
+
+    def remove(self, name: str) -> Version:
+        """Delete a version's weights. Its card stays: others descend from it, and judgments are about it.
+
+        Raises:
+            WorkspaceError: it is served, or a base that others are measured against.
+        """
+        with self._lock():
+            version, pointer = self.get(name), self.pointer()
+            reason = ""
+            if pointer and pointer.version == name:
+                reason, remedy = "is being served", "Promote another version first."
+            elif children := [
+                v.name for v in self.list() if not v.card.removed and self.root(v).name == name != v.name
+            ]:
+                reason, remedy = (
+                    f"is the base that {', '.join(children)} are measured against",
+                    "Remove those first.",
+                )
+            if reason:
+                raise WorkspaceError(f"version {name!r} {reason}.", where=str(version.folder), remedy=remedy)
+            card = version.card.model_copy(update={"removed": version.card.removed or now()})
+            atomic.write_json(version.folder / "card.json", card.model_dump())
+            for path in version.folder.iterdir():
+                if path.name != "card.json":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return self.get(name)
 
     def _names(self) -> set[str]:
         return {path.parent.name for path in self.folder.glob("[!.]*/card.json")}
