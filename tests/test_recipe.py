@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from nestling.errors import ConfigError, DataError
 from nestling.workflow import materials
 from nestling.workflow.recipe import load_recipe, packaged_recipes
+from nestling.workflow.run import Run
+from nestling.workspace import Workspace, atomic
 
 
 def test_packaged_recipes_load_and_settings_apply() -> None:
@@ -17,6 +20,23 @@ def test_packaged_recipes_load_and_settings_apply() -> None:
     assert recipe.ppo.kl_coef == 0.05 and recipe.ppo.learning_rate == 1e-6
     assert recipe.sft.lora is not None and recipe.sft.lora.rank == 8
     assert recipe.run_name != load_recipe("quickstart").run_name
+
+
+def test_a_run_goes_on_as_it_began_when_a_release_has_other_defaults(tmp_path: Path) -> None:
+    recipe = load_recipe("quickstart")
+    assert load_recipe("quickstart", [f"ppo.clip={recipe.ppo.clip}"]).run_name == recipe.run_name
+    run = Run(Workspace(tmp_path), recipe)
+    assert run.recipe == recipe
+    began = recipe.model_dump(mode="json")
+    began["ppo"]["clip"] = 0.15  # that release's default
+    del began["ppo"]["value_clip"]  # which it did not know
+    atomic.write_json(run.folder / "recipe.json", began)
+    again = Run(Workspace(tmp_path), recipe)
+    assert again.folder == run.folder and again.recipe.ppo.clip == 0.15
+    for content, message in (("{", "is not JSON"), (json.dumps(began | {"spin": 1}), "unknown key 'spin'")):
+        (run.folder / "recipe.json").write_text(content)
+        with pytest.raises(ConfigError, match=message):
+            Run(Workspace(tmp_path), recipe)
 
 
 @pytest.mark.parametrize(

@@ -127,21 +127,29 @@ class Recipe(Config):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of every setting and of the contents of files: whatever differs is another run.
+        """SHA-256 of every setting and of the contents of files: whatever differs is another training.
 
         Raises:
             DataError: a data file cannot be read.
         """
-        decides = self.model_dump(mode="json")
+        return self._digest(self.model_dump(mode="json"))
+
+    @property
+    def run_name(self) -> str:
+        """Tells runs apart by what is set and by the contents of files. A default counts for nothing: a release with
+        one more setting still knows the runs of the release before (what they began with is kept in their folder).
+
+        Raises:
+            DataError: a data file cannot be read.
+        """
+        return f"{self.name}-{self._digest(self.model_dump(mode='json', exclude_defaults=True))[:8]}"
+
+    def _digest(self, decides: dict[str, Any]) -> str:
         if base := local_base(self.base):
             decides["base"] = folder_identity(base)
         if self.data.files:
             decides["contents"] = [file_digest(Path(name)) for name in self.data.files]
         return sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def run_name(self) -> str:
-        return f"{self.name}-{self.fingerprint[:8]}"
 
 
 def file_digest(path: Path) -> str:
@@ -225,6 +233,24 @@ def load_recipe(
     for name in recipe.data.files:
         deque(read_rows(Path(name), Conversation), maxlen=0)  # a broken line is named now, not after an hour
     return recipe
+
+
+def kept_recipe(path: Path, recipe: Recipe) -> Recipe:
+    """The settings that a run began with, from its folder; ``recipe``'s when it has not begun.
+
+    A run goes on as it began, also when a later release has other defaults.
+
+    Raises:
+        ConfigError: the file was changed, or is a later release's.
+    """
+    if not path.exists():
+        return recipe
+    try:
+        return parse(Recipe, json.loads(path.read_text("utf-8")), str(path))
+    except ValueError as error:
+        raise ConfigError(
+            f"is not JSON: {error}.", where=str(path), remedy="Move the run's folder away to begin it anew."
+        ) from error
 
 
 def check_shape(recipe: Recipe, config: ModelConfig) -> None:

@@ -25,16 +25,17 @@ from nestling.model.hf_folder import read_config
 from nestling.workflow import materials, stages
 from nestling.workflow.gate import GateVerdict, decide
 from nestling.workflow.progress import STAGES, ReportedLog, own_process
-from nestling.workflow.recipe import Recipe, check_shape
+from nestling.workflow.recipe import Recipe, check_shape, kept_recipe
 from nestling.workspace import Version, Workspace, atomic
 
 
 class Run:
-    """One recipe in one workspace. Its folder is named by the recipe and a hash of every setting."""
+    """One recipe in one workspace. Its folder is named by the recipe and a hash of what is set in it."""
 
     def __init__(self, workspace: Workspace, recipe: Recipe) -> None:
-        self.workspace, self.recipe, self.name = workspace, recipe, recipe.run_name
+        self.workspace, self.name = workspace, recipe.run_name
         self.folder = workspace.run_folder(self.name)
+        self.recipe = kept_recipe(self.folder / "recipe.json", recipe)
         self.events = ReportedLog(self.folder / "events.jsonl")
 
     def execute(self, console: Console | None = None) -> None:
