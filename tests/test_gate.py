@@ -147,6 +147,31 @@ class TestDetectors:
             assert verdict.accepted
             assert any(s.startswith("Reported only: harmless answers") for s in verdict.sentences)
 
+    def test_a_pair_decides_as_a_whole_or_not_at_all(self) -> None:
+        pair = {"premise_false": share(75), "premise_true": share(75)}
+        trusted = {name: quality(name, 0.97) for name in (*OLD, *pair, "ends_without_loop")}
+        roles = []
+        for accuracy in (0.97, 0.81):
+            trusted["premise_true"] = quality("premise_true", accuracy)
+            new, old = (
+                make_results(name, answers | pair) for name, answers in (("new", BETTER), ("old", OLD))
+            )
+            verdict = decide(new, old, detectors=trusted)
+            roles.append({line.label: line.role for line in verdict.lines})
+        both, sides = (
+            "telling false premises from true ones",
+            ("false premises challenged", "true premises accepted"),
+        )
+        assert [role[both] for role in roles] == ["guarded", "reported"]
+        assert all(role[side] == "reported" for role in roles for side in sides)
+
+    def test_of_a_pool_only_what_decides_is_named(self) -> None:
+        trusted = {name: quality(name, 0.97) for name in (*OLD, "ends_without_loop")}
+        trusted["chinese"] = quality("chinese", 0.7)
+        verdict = decide(make_results("new", BETTER), make_results("old", OLD), detectors=trusted)
+        labels = [line.label for line in verdict.lines if line.role == "guarded"]
+        assert "knowing its own name and nature and small talk" in labels and "manners" not in labels
+
     def test_a_check_without_labels_does_not_gate(self) -> None:
         trusted = {name: quality(name, 0.97) for name in ("verse", "yes_no")}
         verdict = decide(make_results("new", BETTER), make_results("old", OLD), None, trusted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import json
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from sqlalchemy import func, select
 
+import nestling.serving
 from nestling.serving import hash_token
 from nestling.storage import Generation, Judgment, open_database
 from nestling.workspace import Workspace
@@ -170,7 +172,7 @@ def _raising_and_takeover(page: Page, workspace: Workspace) -> None:
     expect(page.locator("#raising-stages [aria-current=step]")).to_have_text("Practising")
     workspace.versions.promote("v3-ppo", "better")
     expect(page.locator(".note")).to_have_text("v3-ppo answers from now on.")
-    expect(page.locator("#version option:checked")).to_have_text("v3-ppo (newest)")
+    expect(page.locator("#version option:checked")).to_have_text("v3-ppo (served)")
     send(page, "And now?")
     expect(page.locator(".answer .text").last).to_have_text("I am small.")
     expect(page.locator(".answer .version").last).to_have_text("v3-ppo")
@@ -190,6 +192,113 @@ def _language_theme_and_return(page: Page) -> None:
     page.locator("#new-chat").click()
     expect(page.locator("#log")).to_be_empty()
     expect(page.get_by_role("heading", name="你好，我是 Nestling。")).to_be_visible()
+
+
+MARKDOWN = (
+    "# Title\n\nSome **bold** and `code`, a [link](https://example.org) and [a trap](javascript:alert(1)), "
+    "![picture](https://example.org/x.png).\n\n- one\n- two\n\n```python\nprint('<b>')\n```\n\n"
+    "| a | b |\n|---|---|\n| 1 | 2 |\n"
+)
+
+
+def test_branches_history_settings_and_markdown(browser: Browser, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "nest")
+    publish(workspace, ["One answer."], "base")
+    publish(workspace, [MARKDOWN], "sft")
+    workspace.versions.promote("v1-base", "first")
+    with running(workspace) as server:
+        server.wait()
+        page, complaints = opened(browser, server.url)
+        _branches(page)
+        _markdown(page)
+        _settings(page, workspace)
+        _history(page)
+        assert complaints == []
+        page.context.close()
+
+
+def _branches(page: Page) -> None:
+    send(page, "First wording")
+    again = page.get_by_role("button", name="Answer again")
+    again.click()
+    answer = page.locator(".answer")
+    expect(answer.locator(".switcher")).to_contain_text("2 / 2")
+    answer.get_by_role("button", name="The one before").click()
+    expect(page.locator(".answer .switcher")).to_contain_text("1 / 2")
+    expect(again).to_be_visible()
+    page.get_by_role("button", name="Edit this message").click()
+    editor = page.locator(".editor textarea")
+    expect(editor).to_have_value("First wording")
+    editor.press("Escape")
+    expect(page.locator(".user .text")).to_have_text("First wording")
+    page.get_by_role("button", name="Edit this message").click()
+    editor.fill("Second wording")
+    editor.press("Enter")
+    expect(page.locator(".user .text")).to_have_text("Second wording")
+    expect(page.locator(".answer .version")).to_have_text("v1-base")
+    expect(page.locator(".answer .switcher")).to_be_hidden()  # one answer to this wording
+    page.locator(".user").get_by_role("button", name="The one before").click()
+    expect(page.locator(".user .text")).to_have_text("First wording")
+    page.reload()  # nothing of it is lost
+    expect(page.locator(".user .switcher")).to_contain_text("1 / 2")
+    expect(page.locator(".answer .switcher")).to_contain_text("1 / 2")
+    page.locator(".user").get_by_role("button", name="The next one").click()
+    expect(page.locator(".user .text")).to_have_text("Second wording")
+
+
+def _markdown(page: Page) -> None:
+    page.get_by_role("button", name="New chat").click()
+    page.get_by_label("Version").select_option("v2-sft")
+    send(page, "Show it all")
+    shown = page.locator(".answer .text")
+    expect(shown.locator("strong")).to_have_text("bold")
+    expect(shown.locator("li")).to_have_text(["one", "two"])
+    expect(shown.locator("pre code")).to_have_text("print('<b>')\n")
+    expect(shown.locator("td")).to_have_text(["1", "2"])
+    assert shown.locator("img, b").count() == 0
+    links = shown.locator("a").evaluate_all("links => links.map((a) => [a.textContent, a.href, a.rel])")
+    assert ["link", "https://example.org/", "noopener noreferrer"] in links
+    assert not any("javascript" in href for _, href, _ in links)
+    expect(shown.locator(".code").get_by_role("button", name="Copy")).to_be_visible()
+
+
+def _settings(page: Page, workspace: Workspace) -> None:
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("System prompt").fill("Be brief.")
+    page.get_by_label("Temperature").fill("0.25")
+    page.get_by_role("button", name="Keep").click()
+    send(page, "And now?")
+    expect(page.locator(".answer .version")).to_have_text(["v2-sft", "v2-sft"])
+    database = open_database(workspace.database_path)
+    with database.read() as session:
+        row = session.scalars(select(Generation).order_by(Generation.created.desc())).first()
+        assert row is not None and row.messages[0] == {"role": "system", "content": "Be brief."}
+        assert row.sampling["temperature"] == 0.25
+    database.close()
+    page.get_by_role("button", name="Settings").click()
+    expect(page.get_by_label("System prompt")).to_have_value("Be brief.")
+    page.get_by_role("button", name="The server's own").click()
+    page.get_by_role("button", name="Keep").click()
+
+
+def _history(page: Page) -> None:
+    page.get_by_role("button", name="Chats").click()
+    entries = page.locator("#history-list .entry span:first-child")
+    expect(entries).to_have_text(["Show it all", "First wording"])
+    entries.last.click()
+    expect(page.locator(".user .text")).to_have_text("Second wording")
+    page.get_by_role("button", name="Chats").click()
+    page.get_by_role("button", name="Forget this chat").first.click()
+    expect(page.locator("#history-list .entry")).to_have_count(1)
+    page.get_by_role("button", name="Close").click()
+
+
+def test_vendored_modules_are_the_published_files() -> None:
+    folder = Path(nestling.serving.__file__).parent / "page" / "vendor"
+    told = (folder / "README.md").read_text()
+    for file in folder.glob("*.js"):
+        assert hashlib.sha256(file.read_bytes()).hexdigest() in told, file.name
+        assert file.with_suffix(".LICENSE").exists()
 
 
 def test_errors_are_shown_and_can_be_retried(browser: Browser, workspace: Workspace) -> None:

@@ -197,6 +197,20 @@ class TestVersions:
         store.promote("v3-ppo", "by hand")
         assert store.roll_back().name == "v1-base"
 
+    def test_damaged_cards_are_passed_by(self, store: VersionStore) -> None:
+        for kind in ("base", "sft", "ppo"):
+            store.promote(store.publish(write_model, Card(kind=kind)).name, "better")
+        (store.get("v2-sft").folder / "card.json").write_text("{")
+        assert [version.name for version in store.list()] == ["v1-base", "v3-ppo"]
+        assert store.names() == ["v1-base", "v2-sft", "v3-ppo"]
+        assert store.roll_back().name == "v1-base", "what cannot be served is not rolled back to"
+        (store.folder / "v2-sft" / "card.json").unlink()
+        (store.folder / "v2-sft" / "card.json").mkdir()
+        with pytest.raises(
+            WorkspaceError, match=r"v2-sft/card\.json: the card cannot be read: Is a directory"
+        ):
+            store.get("v2-sft")
+
     def test_removing_deletes_weights_and_keeps_the_line(self, store: VersionStore) -> None:
         store.publish(write_model, Card(kind="base"))
         store.publish(write_model, Card(kind="sft", parents=["v1-base"]))
@@ -259,7 +273,7 @@ class TestVersions:
             store.serving()
         (version.folder / "card.json").write_text('{"kind": 3}')
         with pytest.raises(WorkspaceError, match=r"card.json.*cannot be read"):
-            store.list()
+            store.get(version.name)
 
     def test_unknown_card_fields_survive(self, store: VersionStore) -> None:
         version = store.publish(write_model, Card(kind="base"))

@@ -53,7 +53,7 @@ PROMOTE = "Serve it with: nestling versions promote"
 @workspace_option
 def fetch(base: str, assistant: str, dtype: str, threads: int, root: str | None) -> None:
     """Get BASE (a known name, a folder, a .gguf file or a hub id) and make it a version."""
-    bench = Bench.open(Workspace(root), "fetch", lambda: choose_hardware(dtype, threads))
+    bench = Bench.open(Workspace(root), f"fetch-{dtype}-{threads}", lambda: choose_hardware(dtype, threads))
     with progress_bar() as report:
         made = stages.import_base(bench, base, assistant, report)
     click.echo(f"{made.name}: {made.folder}")

@@ -107,7 +107,8 @@ def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Cost:
         + ppo.epochs * pace.train(seen + rehearsed, share(ppo)),
         "gate-ppo": pace.answer(asked),
     }
-    versions, checkpoints = 4 * 2 * pace.parameters, 2 * 12 * pace.parameters
+    versions = 4 * hardware.torch_dtype.itemsize * pace.parameters
+    checkpoints = 2 * 12 * pace.parameters
     return Cost(seconds, trainer_memory(recipe, config, hardware), versions + checkpoints + 2e8)
 
 

@@ -11,7 +11,7 @@ that confidence is not claimed.
 
 Opposite sides of one skill (mistakes admitted, truths held) are guarded by their mean: a version that always gives in
 has all of one side, and a better one must be allowed to lose some of it. What fell and was not guarded by itself is
-named beside the verdict.
+named beside the verdict. Where one side's check may not decide, the pair does not, and neither side by itself.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def decide(
         for name, m in measures.items()
     }
     trusted = [name for name in measures if doubts[name] is None]
-    halves = [name for name in measures if part_of_composite(name, trusted)]
+    halves = [name for name in measures if part_of_composite(name, measures)]
 
     gain = pooled_gain(candidate, incumbent, [measures[n] for n in evidence if n in trusted])
     evidence_line, problems = _judge_evidence(gain, rule)
@@ -294,17 +294,21 @@ def _guards(
     for name, members in groups.items():
         gain = pooled_gain(candidate, incumbent, members)
         unchanged = pooled_gain(incumbent, incumbent, members)
+        whole = len(members) == len(rule.pooled.get(name, [name]))
+        label = (
+            _label(name) if whole else _listed(member.label for member in members)
+        )  # of a pool what decides
         if gain and unchanged:
-            guards.append(_guard(name, gain, unchanged, rule.margins.get(name, rule.margin)))
+            guards.append(_guard(name, label, gain, unchanged, rule.margins.get(name, rule.margin)))
     if candidate.prose and incumbent.prose:
         guards.append(_perplexity_guard(candidate, incumbent, rule.margins.get(PERPLEXITY, rule.margin)))
     return guards
 
 
-def _guard(name: str, paired: PairedGain, unchanged: PairedGain, margin: float) -> _Guard:
+def _guard(name: str, label: str, paired: PairedGain, unchanged: PairedGain, margin: float) -> _Guard:
     return _Guard(
         name=name,
-        label=_label(name),
+        label=label,
         n=paired.n,
         gain=paired.gain.estimate,
         margin=margin,

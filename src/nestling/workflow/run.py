@@ -66,8 +66,8 @@ class Run:
         """Whether nothing is left to do: the report is written and every version it is about is there."""
         events = self.events.read()[0]
         made = [event["version"] for event in events if event["kind"] == "published"]
-        known = {version.name for version in self.workspace.versions.list()}
-        return bool(events) and events[-1]["kind"] == "run_finished" and known.issuperset(made)
+        known = self.workspace.versions.names()
+        return bool(events) and events[-1]["kind"] == "run_finished" and set(made).issubset(known)
 
     def _execute(self) -> None:
         recipe, bench = self.recipe, self.bench()

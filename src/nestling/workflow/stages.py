@@ -19,7 +19,7 @@ from nestling.compute.device import Hardware, detect
 from nestling.compute.workers import Workers
 from nestling.data.curriculum import Item
 from nestling.data.formats import Ranking, read_rows
-from nestling.errors import DataError, WorkspaceError
+from nestling.errors import DataError, ModelError, WorkspaceError
 from nestling.evaluation.answers import folder_identity
 from nestling.evaluation.evaluate import evaluate
 from nestling.evaluation.perplexity import load_passages
@@ -105,7 +105,11 @@ class Bench:
 def kept_hardware(path: Path, choose: Callable[[], Hardware]) -> Hardware:
     """The hardware written down at ``path``, chosen and written down if nothing is; applied to this process."""
     if path.exists():
-        return Hardware(**json.loads(path.read_text())).apply()
+        try:
+            return Hardware(**json.loads(path.read_text())).apply()
+        except (ValueError, TypeError) as error:
+            remedy = "Move the run's folder away to begin it anew."
+            raise WorkspaceError(f"this cannot be read: {error}.", where=str(path), remedy=remedy) from error
     hardware = choose()
     atomic.write_json(path, asdict(hardware))
     return hardware.apply()
@@ -134,6 +138,9 @@ def import_base(bench: Bench, base: str, assistant: str, report: Report | None =
     else:
         found = fetch_base(base, bench.workspace.cache, report)
         model = found.load(assistant, bench.hardware.torch_dtype)
+        if not all(weight.isfinite().all() for weight in model.decoder.parameters()):
+            remedy = "Get the model again, or take another."
+            raise ModelError("some weights are not numbers.", where=str(found.path), remedy=remedy)
         data = {Path(found.path).name: found.sha256} if found.sha256 else {}
         card = Card(
             kind="base", assistant=assistant, licence=found.licence or "unknown", state="accepted",
@@ -260,7 +267,8 @@ def ppo(
         judge = load_scorer(scorer.folder, dtype, device).requires_grad_(False)
     items = fitting(bench, stage, model, items, config.max_new_tokens)
     prompts = materials.ppo_prompts(items)
-    hashes, demonstrations = {"prompts": materials.digest([i.id for i in items])}, []
+    asked = [[i.id, list(i.messages), i.check] for i in items]
+    hashes, demonstrations = {"prompts": materials.digest(asked)}, []
     if data is not None and config.demonstration_coef > 0:
         material = materials.rehearsal(data, seed, parent.card.assistant, model.tokenizer)
         hashes, demonstrations = hashes | material.hashes, material.train
@@ -269,7 +277,7 @@ def ppo(
         checkpoint_seconds=bench.checkpoint_seconds, workers=bench.workers, demonstrations=demonstrations,
     )  # fmt: skip
     card = child_card("ppo", parent, hashes, {})
-    if scorer is not None:
+    if scorer is not None and judge is not None:
         card.parents.append(scorer.name)
     return bench.publish(stage, lambda folder: save_model(folder, model), card)
 

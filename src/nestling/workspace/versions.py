@@ -87,6 +87,10 @@ def _turn(turn: Turn, over: bool = False) -> Turn:
     return Turn(version=turn.version, since=turn.since, reason=turn.reason, over=over)
 
 
+def _told(error: ValidationError | OSError) -> str:
+    return str(error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror)
+
+
 def check_name(name: str) -> str:
     """Return ``name`` when it can name a version: short, lower-case, and never a path.
 
@@ -149,8 +153,14 @@ class VersionStore:
         return sorted(self._names(), key=order)
 
     def list(self) -> list[Version]:
-        """Every version, by number, then name."""
-        return [self.get(name) for name in self.names()]
+        """Every version whose card can be read, by number, then name."""
+        return [version for name in self.names() if (version := self._readable(name))]
+
+    def _readable(self, name: str) -> Version | None:
+        try:
+            return self.get(name)
+        except WorkspaceError:
+            return None
 
     def get(self, name: str) -> Version:
         """The version called ``name``.
@@ -167,9 +177,9 @@ class VersionStore:
             raise WorkspaceError(
                 f"there is no version {name!r}.", where=str(self.folder), remedy=f"Versions here: {known}."
             ) from None
-        except ValidationError as error:
+        except (ValidationError, OSError) as error:
             raise WorkspaceError(
-                f"the card cannot be read: {error.errors()[0]['msg']}.",
+                f"the card cannot be read: {_told(error)}.",
                 where=str(path),
                 remedy="Restore the file from a copy, or delete the version's folder.",
             ) from error
@@ -248,9 +258,9 @@ class VersionStore:
             return Pointer.model_validate_json(self.pointer_path.read_bytes())
         except FileNotFoundError:
             return None
-        except ValidationError as error:
+        except (ValidationError, OSError) as error:
             raise WorkspaceError(
-                f"the serving pointer cannot be read: {error.errors()[0]['msg']}.",
+                f"the serving pointer cannot be read: {_told(error)}.",
                 where=str(self.pointer_path),
                 remedy="Delete the file and promote a version again.",
             ) from error
@@ -292,9 +302,10 @@ class VersionStore:
             for number in reversed(range(len(past))):
                 name, over = past[number].version, past[number].over
                 past[number] = _turn(past[number], over=True)
-                if not over and self.exists(name) and not self.get(name).card.removed:
+                version = None if over else self._readable(name)
+                if version and not version.card.removed:
                     self._point(Pointer(version=name, since=now(), reason=reason, history=past))
-                    return self.get(name)
+                    return version
             raise WorkspaceError(
                 "no earlier version was served.", where=str(self.pointer_path), remedy="Promote one by name."
             )

@@ -1,19 +1,20 @@
 // The page: wires the controls to the conversation and the server's news.
 
 import { ask, isRunning, restore, startNew, stop } from "./chat.js";
+import { save } from "./conversation.js";
 import { byId, make, memory } from "./dom.js";
+import { startHistory } from "./history.js";
 import { followStatus } from "./nest.js";
+import { startSettings } from "./settings.js";
 import { onLanguage, startWords, t } from "./words.js";
 
 const prompt = byId("prompt");
 
 function send(text) {
   if (isRunning() || !text.trim()) return;
-  const model = byId("version").value || "nestling";
-  const models = byId("two").checked ? [model, byId("against").value || model] : [model];
   prompt.value = "";
   fit();
-  ask(text.trim(), models);
+  ask(text.trim());
   reflect();
 }
 
@@ -76,7 +77,10 @@ onLanguage(() => {
 
 showTheme(memory.get("theme"));
 startWords();
+startSettings();
+startHistory();
 restore();
+addEventListener("pagehide", save);
 reflect();
 fit();
 followStatus();

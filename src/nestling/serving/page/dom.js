@@ -28,6 +28,11 @@ const ICONS = {
   up: "M7 11v9H4v-9zM7 11l4-8c1.6 0 2.5 1 2.2 2.7L12.6 9H18c1.3 0 2.2 1.2 1.9 2.400l-1.7 7c-.2.9-1 1.6-2 1.6H7",
   down: "M17 13V4h3v9zM17 13l-4 8c-1.6 0-2.5-1-2.2-2.700l.6-3.300H6c-1.3 0-2.2-1.2-1.9-2.400l1.7-7C6 4.7 6.8 4 7.8 4H17",
   copy: "M9 9h10v11H9zM5 15V4h10",
+  pen: "M4 20l1-4L16 5l3 3L8 19zM13 8l3 3",
+  again: "M19 12a7 7 0 1 1-2.2-5.100M19 4v4h-4",
+  back: "M14 6l-6 6 6 6",
+  on: "M10 6l6 6-6 6",
+  bin: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13",
 };
 
 /** An icon that screen readers skip; label the button around it. */
@@ -61,6 +66,13 @@ export const memory = {
       localStorage.setItem(`nestling.${key}`, JSON.stringify(value));
     } catch {
       // Private windows and full stores: nothing depends on being remembered.
+    }
+  },
+  forget(key) {
+    try {
+      localStorage.removeItem(`nestling.${key}`);
+    } catch {
+      // As above.
     }
   },
 };

@@ -8,10 +8,31 @@ const WORDS = {
     otherLanguage: "中",
     switchTheme: "Light or dark",
     version: "Version",
-    newest: "Newest",
-    newestNamed: "{name} (newest)",
+    newest: "Served",
+    newestNamed: "{name} (served)",
     rejected: "{name}, rejected",
     newChat: "New chat",
+    history: "Chats",
+    historyEmpty: "No chats yet.",
+    historyWhere: "They are kept in this browser; what the server keeps of them is for raising later versions.",
+    untitled: "Without a title",
+    forget: "Forget this chat",
+    close: "Close",
+    cancel: "Cancel",
+    settings: "Settings",
+    systemPrompt: "System prompt",
+    systemHint: "What the assistant is told before the conversation",
+    temperature: "Temperature (0 to 2; 0 always says the likeliest)",
+    topP: "Top p (above 0, to 1)",
+    maxTokens: "Longest answer in tokens",
+    serverDefault: "the server's",
+    reset: "The server's own",
+    keep: "Keep",
+    edit: "Edit this message",
+    again: "Answer again",
+    branches: "Alternatives",
+    previousBranch: "The one before",
+    nextBranch: "The next one",
     conversation: "Conversation",
     greeting: "Hello, I am {name}.",
     welcome:
@@ -83,10 +104,31 @@ const WORDS = {
     otherLanguage: "EN",
     switchTheme: "浅色或深色",
     version: "版本",
-    newest: "最新",
-    newestNamed: "{name}（最新）",
+    newest: "正在使用",
+    newestNamed: "{name}（正在使用）",
     rejected: "{name}（未通过）",
     newChat: "新对话",
+    history: "对话记录",
+    historyEmpty: "还没有对话。",
+    historyWhere: "记录保存在这个浏览器里；服务器保存的部分用于培养以后的版本。",
+    untitled: "无标题",
+    forget: "删除这个对话",
+    close: "关闭",
+    cancel: "取消",
+    settings: "设置",
+    systemPrompt: "系统提示",
+    systemHint: "对话开始前告诉助手的话",
+    temperature: "温度（0 到 2；0 总是选最可能的）",
+    topP: "Top p（大于 0，至多 1）",
+    maxTokens: "回答的最大长度（词元）",
+    serverDefault: "服务器默认",
+    reset: "恢复服务器默认",
+    keep: "保存",
+    edit: "修改这条消息",
+    again: "重新回答",
+    branches: "其他说法",
+    previousBranch: "上一个",
+    nextBranch: "下一个",
     conversation: "对话",
     greeting: "你好，我是 {name}。",
     welcome: "我是一个还在成长的小语言模型，会说错话。请用拇指告诉我，或者比较我的两个回答。",
@@ -150,17 +192,20 @@ const WORDS = {
 };
 
 const listeners = [];
-let language = memory.get("language") ?? (navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en");
+let speaking = memory.get("language") ?? (navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en");
+
+/** The language spoken, as a tag. */
+export const language = () => (speaking === "zh" ? "zh-Hans" : "en");
 
 /** The words for a key, with {slots} filled in. */
 export function t(key, slots = {}) {
-  const words = WORDS[language][key] ?? WORDS.en[key];
+  const words = WORDS[speaking][key] ?? WORDS.en[key];
   if (typeof words !== "string") return words;
   return words.replace(/\{(\w+)\}/g, (_, slot) => slots[slot]);
 }
 
 /** A stage's name for people; stages we do not know keep their own. */
-export const stageName = (stage) => WORDS[language][`stage_${stage}`] ?? stage;
+export const stageName = (stage) => WORDS[speaking][`stage_${stage}`] ?? stage;
 
 /** Call whenever the language changes, and once now. */
 export function onLanguage(listener) {
@@ -185,7 +230,7 @@ export function labelled(node, key) {
 }
 
 function apply() {
-  document.documentElement.lang = language === "zh" ? "zh-Hans" : "en";
+  document.documentElement.lang = language();
   for (const node of document.querySelectorAll("[data-text]")) {
     saying(node, node.dataset.text, JSON.parse(node.dataset.slots ?? "{}"));
   }
@@ -198,8 +243,8 @@ function apply() {
 /** Show the page in the visitor's language and let the button switch it. */
 export function startWords() {
   byId("language").addEventListener("click", () => {
-    language = language === "zh" ? "en" : "zh";
-    memory.set("language", language);
+    speaking = speaking === "zh" ? "en" : "zh";
+    memory.set("language", speaking);
     apply();
   });
   apply();
