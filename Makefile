@@ -28,7 +28,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 test: need-chromium lint
-	$(VENV)/bin/python -m pytest -n auto --dist loadfile
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check src tests

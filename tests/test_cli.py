@@ -206,3 +206,31 @@ def test_a_stage_that_is_refused_leaves_no_run_behind(home: Path) -> None:
     ):
         say(home, "sft", "--dtype", "float32")
     assert not list(workspace.runs.glob("sft-*"))
+    one = home.parent / "one.jsonl"
+    one.write_text(TALK)
+    with pytest.raises(DataError, match=r"samples are too few|no samples to train on: 1 are kept apart"):
+        say(home, "sft", "--dtype", "float32", "--no-starter", "--data", str(one))
+    assert not list(workspace.runs.glob("sft-*"))
+
+
+def test_places_and_names_are_tried_before_long_work(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path, tmp_path / "file" / "results.json"):
+        with pytest.raises(WorkspaceError, match=str(place)):
+            say(home, "evaluate", "--json", str(place))
+        with pytest.raises(WorkspaceError, match=str(place)):
+            say(home, "compare", "v2-sft", "v1-base", "--json", str(place))
+    with pytest.raises(WorkspaceError, match="there is no database"):
+        say(home, "data", "judgments", str(tmp_path / "out"), "--database", str(tmp_path / "fedback.sqlite"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_a_stage_done_before_says_so(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "versions", tmp_path / "versions")
+    talks = tmp_path / "talks.jsonl"
+    turns = [[("user", f"Say {n}."), ("assistant", f"{n}.")] for n in range(60)]
+    rows = [{"messages": [{"role": role, "content": text} for role, text in turn]} for turn in turns]
+    talks.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["sft", "--version", "v1-base", "--dtype", "float32", "--no-starter", "--data", str(talks)]
+    assert "Published v3-sft" in say(tmp_path, *words)
+    assert "This was done before, as v3-sft" in say(tmp_path, *words)

@@ -51,6 +51,11 @@ def test_a_run_goes_on_as_it_began_when_a_release_has_other_defaults(tmp_path: P
         ("name=../x", "name = "),
         ("data.demonstrations.bogus=5", r"quickstart: data\.demonstrations: there is no behaviour 'bogus'"),
         ("data.demonstrations.refusal=-5", r"data\.demonstrations\.refusal = -5"),
+        (
+            "data.demonstrations.small_talk=500",
+            r"demonstrations\.small_talk: there are only 190 different ones",
+        ),
+        ("ppo_prompts.small_talk=500", r"ppo_prompts\.small_talk: there are only 82 different ones"),
         ("evaluation.sizes.bogus=5", r"quickstart: evaluation\.sizes: there is no behaviour 'bogus'"),
         ("rank.prompts.arithmetic=5", r"quickstart: rank\.prompts: 'arithmetic' is a held-out behaviour"),
         ("ppo_prompts.verse=5", r"quickstart: ppo_prompts: 'verse' is a held-out behaviour"),

@@ -243,6 +243,21 @@ class TestRefusals:
             reply = client.request(method, path)
         assert reply.status_code == status and reply.json()["error"]["message"]
 
+    def test_a_body_that_is_no_text_or_no_json_is_told_what_is_wanted(self, server: LiveServer) -> None:
+        picture = [{"type": "image_url", "image_url": {"url": "data:,"}}]
+        with server.client() as client:
+            reply = client.post("/v1/chat/completions", content="{}", headers={"Content-Type": "text/plain"})
+            assert reply.status_code == 400 and "Content-Type: application/json" in reply.text
+            for content, what in ((picture, "leave the part of type 'image_url' out"), (5, "write a text")):
+                body = {"model": "nestling", "messages": [{"role": "user", "content": content}]}
+                error = client.post("/v1/chat/completions", json=body).json()["error"]
+                assert error["param"] == "messages" and what in error["message"]
+            body = '{"model": "nestling", "seed": ' + "9" * 5000 + "}"
+            reply = client.post(
+                "/v1/chat/completions", content=body, headers={"Content-Type": "application/json"}
+            )
+            assert reply.status_code == 400 and "thousands of digits" in reply.text
+
     @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"[" * 100_000, b'"x"', b"\xff\xfe", b"null"])
     def test_broken_bodies(self, server: LiveServer, body: bytes) -> None:
         with server.client(headers={"Content-Type": "application/json"}) as client:

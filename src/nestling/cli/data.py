@@ -108,7 +108,7 @@ def judgments(folder: Path, database: str | None, root: str | None) -> None:
     `nestling reward-model --data FOLDER/rankings.jsonl` learns from them; preferences.jsonl (DPO) and feedback.jsonl
     (KTO) are for other trainers. Files that are there already are never written over.
     """
-    opened = open_database(database or Workspace(root).database_path)
+    opened = open_database(database or Workspace(root).database_path, create=False)
     for name, count in export(opened, folder).items():
         click.echo(f"{folder / name}: {count} rows")
 

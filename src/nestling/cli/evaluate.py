@@ -78,6 +78,11 @@ def _config(prompts: int | None, **asked: Any) -> EvaluationConfig:
     return config
 
 
+def _check_places(*places: Path | None) -> None:
+    for place in filter(None, places):
+        atomic.check_writable(place)
+
+
 def _write(results: list[Results], json_path: Path | None, html_path: Path | None) -> None:
     Console().print(results_table(results))
     if json_path:
@@ -123,6 +128,7 @@ def evaluate(names: tuple[str, ...], endpoint: str | None, endpoint_model: str |
         for quality in found:
             click.echo(quality.sentence())
         return
+    _check_places(json_path, html_path)
     config = _config(prompts, **asked)
     if endpoint:
         if names:
@@ -164,6 +170,7 @@ def evaluate(names: tuple[str, ...], endpoint: str | None, endpoint_model: str |
 def compare(first: str, second: str, split: str, prompts: int | None, json_path: Path | None, dtype: str,
             threads: int, root: str | None, **asked: Any) -> None:  # fmt: skip
     """How much version FIRST gains over version SECOND, on the same prompts."""
+    _check_places(json_path)
     bench = _Measuring(root, dtype, threads, split, _config(prompts, **asked))
     versions = [find_version(bench.workspace, name, answers=True) for name in (first, second)]
     base = bench.with_base(versions[0])[0]

@@ -59,14 +59,6 @@ def fetch(base: str, assistant: str, dtype: str, threads: int, root: str | None)
     click.echo(f"{made.name}: {made.folder}")
 
 
-def _published(version: Version) -> None:
-    remark = version.card.metrics.get("sft", {})
-    use = "Use it with: nestling ppo --reward-model" if version.card.kind == "reward_model" else PROMOTE
-    Console().print(f"Published {version.name} ({version.card.state}). {use} {version.name}")
-    if remark.get("still_falling"):
-        click.echo("The validation loss was still falling: more data or epochs may help.")
-
-
 class Call:
     """What every stage's command is given: where it works, its settings over the recipe's, what it starts from."""
 
@@ -78,6 +70,7 @@ class Call:
         before: Config = getattr(recipe, section)
         self.section, self.config = section, to_config(type(before), options, before)
         self.parent = find_version(self.workspace, name, answers=True)
+        self._known = {version.name for version in self.workspace.versions.list()}
         mine = {section: self.config, "assistant": self.parent.card.assistant}
         self.recipe: Recipe = recipe.model_copy(update=mine)
         self._hardware = (dtype, threads)
@@ -100,8 +93,17 @@ class Call:
         name = f"{self.section}-{materials.digest(wanted)[:10]}"
         with self.workspace.lock("trainer", "the raising of versions"):
             bench = Bench.open(self.workspace, name, lambda: choose_hardware(*self._hardware))
-            with bench.events.to(Console(stderr=True)):
+            with bench.events.to(Console(stderr=True)), bench.nothing_left_of_a_refusal():
                 yield bench
+
+    def published(self, version: Version) -> None:
+        """Say what there is now and what to do with it."""
+        is_reward_model = version.card.kind == "reward_model"
+        use = "Use it with: nestling ppo --reward-model" if is_reward_model else PROMOTE
+        done = "This was done before, as" if version.name in self._known else "Published"
+        Console().print(f"{done} {version.name} ({version.card.state}). {use} {version.name}")
+        if version.card.metrics.get("sft", {}).get("still_falling"):
+            click.echo("The validation loss was still falling: more data or epochs may help.")
 
 
 def stage_options(section: str, config: type[Config]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -149,7 +151,7 @@ def sft(call: Call, files: tuple[str, ...], starter: bool) -> None:
     """Fine-tune a version on conversations."""
     call.show(files, starter)
     with call.bench() as bench:
-        _published(stages.sft(bench, call.parent, call.recipe.data, call.config, call.recipe.seed))
+        call.published(stages.sft(bench, call.parent, call.recipe.data, call.config, call.recipe.seed))
 
 
 @click.command()
@@ -180,7 +182,7 @@ def reward_model(call: Call, file: str, validation_share: float | None) -> None:
     with call.bench(materials.digest(rows), validation_share) as bench:
         made = stages.reward_model(bench, call.parent, rows, call.recipe.reward_model, validation_share)
     click.echo(stages.describe_reward_model(made.card.metrics["reward_model"]))
-    _published(made)
+    call.published(made)
 
 
 @click.command()
@@ -194,7 +196,7 @@ def ppo(call: Call, scorer_name: str | None, file: str | None, files: tuple[str,
     items = _items(file) if file else materials.ppo_items(call.recipe)
     scorer = call.workspace.versions.with_weights(scorer_name) if scorer_name else None
     with call.bench(scorer_name, file and file_digest(Path(file))) as bench:
-        _published(
+        call.published(
             stages.ppo(bench, call.parent, scorer, items, call.recipe.ppo, call.recipe.data, call.recipe.seed)
         )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ class DetectorQuality(BaseModel):
         return f"{found}; it does not gate (that takes {LEAST_ACCURACY:.0%} on at least {LEAST_LABELS})."
 
 
-def measure_detectors(folder: Path = LABELS) -> dict[str, DetectorQuality]:
+@functools.cache
+def measure_detectors(folder: Path = LABELS) -> Mapping[str, DetectorQuality]:
     """The quality of every detector with a file ``<name>.jsonl``, named after a check or a behaviour.
 
     Raises:

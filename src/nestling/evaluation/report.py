@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,25 @@ _TEXTS = Environment(  # Markdown: names of measures and versions, numbers, sent
 )
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """A report's pictures as SVG: ``bars`` of every version, ``wins`` of each comparison, ``curves`` by stage."""
+
+    bars: str
+    wins: list[str]
+    curves: dict[str, str]
+
+    @classmethod
+    def draw(
+        cls,
+        versions: Sequence[Results],
+        comparisons: Sequence[Comparison],
+        events: Sequence[Mapping[str, Any]],
+    ) -> Pictures:
+        wins = [plots.wins_and_losses(comparison) for comparison in comparisons]
+        return cls(plots.behaviour_bars(versions), wins, plots.training_curves(events))
+
+
 def write_report(
     path: Path,
     versions: Sequence[Results],
@@ -39,6 +59,7 @@ def write_report(
     comparisons: Sequence[Comparison] = (),
     events: Sequence[Mapping[str, Any]] = (),
     detectors: Sequence[DetectorQuality] = (),
+    pictures: Pictures | None = None,
     samples: int = 2,
 ) -> None:
     """Write the page, atomically.
@@ -49,20 +70,22 @@ def write_report(
         comparisons: pairs of versions, held-out checks shown apart.
         events: a run's ``events.jsonl``; its ``step`` events become curves, its reward model's report a table.
         detectors: how right the checks are.
+        pictures: drawn here unless they were drawn before.
         samples: transcripts shown of each behaviour.
 
     Raises:
         WorkspaceError: the place cannot be written.
     """
+    pictures = pictures or Pictures.draw(versions, comparisons, events)
     # Markup: the pictures are matplotlib's own SVG, which escapes the texts in it.
     page = _PAGES.get_template("report.html").render(
         title=title,
         sentences=sentences,
         versions=versions,
         rows=_rows(versions),
-        bars=Markup(plots.behaviour_bars(versions)),
-        comparisons=[(c, Markup(plots.wins_and_losses(c))) for c in comparisons],
-        curves={stage: Markup(svg) for stage, svg in plots.training_curves(events).items()},
+        bars=Markup(pictures.bars),
+        comparisons=[(c, Markup(svg)) for c, svg in zip(comparisons, pictures.wins, strict=True)],
+        curves={stage: Markup(svg) for stage, svg in pictures.curves.items()},
         detectors=detectors,
         reward_model=_reward_model(events),
         share=_share,
@@ -83,15 +106,17 @@ def write_markdown(
     comparisons: Sequence[Comparison] = (),
     events: Sequence[Mapping[str, Any]] = (),
     detectors: Sequence[DetectorQuality] = (),
+    pictures: Pictures | None = None,
 ) -> None:
     """Write the tables as Markdown, to be kept with the code, and the pictures in ``pictures`` beside it.
 
     Args as ``write_report``, and ``facts``: when and on what it was made.
     """
-    pictures = {"behaviours": plots.behaviour_bars(versions)}
-    pictures |= {f"wins-{c.first}-{c.second}": plots.wins_and_losses(c) for c in comparisons}
-    pictures |= {f"curves-{stage}": svg for stage, svg in plots.training_curves(events).items()}
-    for name, svg in pictures.items():
+    drawn = pictures or Pictures.draw(versions, comparisons, events)
+    files = {"behaviours": drawn.bars}
+    files |= {f"wins-{c.first}-{c.second}": svg for c, svg in zip(comparisons, drawn.wins, strict=True)}
+    files |= {f"curves-{stage}": svg for stage, svg in drawn.curves.items()}
+    for name, svg in files.items():
         if svg:
             atomic.write_text(path.parent / "pictures" / f"{name}.svg", svg)
     costs: dict[str, dict[str, float]] = {}
@@ -113,7 +138,7 @@ def write_markdown(
         detectors=detectors,
         reward_model=_reward_model(events),
         share=_share,
-        pictures=[name for name, svg in pictures.items() if svg],
+        pictures=[name for name, svg in files.items() if svg],
         percent=percent_with_interval,
         points=points,
     )

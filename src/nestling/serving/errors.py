@@ -78,19 +78,20 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _invalid(error).response()
+        return _invalid(error, request.headers.get("content-type", "")).response()
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         what = {
             404: f"There is nothing at {request.url.path}.",
             405: f"{request.method} is not allowed here.",
-            400: "The body cannot be read: send JSON in UTF-8, not compressed and not nested too deeply.",
+            400: "The body cannot be read: send JSON in UTF-8, not compressed, not nested too deeply and without a "
+            "number of thousands of digits.",
         }
         return ApiError(error.status_code, what.get(error.status_code, str(error.detail))).response()
 
 
-def _invalid(error: RequestValidationError) -> ApiError:
+def _invalid(error: RequestValidationError, content_type: str) -> ApiError:
     problem = error.errors()[0]
     place = [str(part) for part in problem["loc"][1:]]
     body = error.body if isinstance(error.body, dict) else {}
@@ -100,6 +101,9 @@ def _invalid(error: RequestValidationError) -> ApiError:
         place = ["kind"]
     if problem["type"] == "json_invalid":
         return ApiError(400, "The body is not valid JSON.", code="invalid_json")
+    if not place and "json" not in content_type:
+        what = "The body must be JSON, and say so: Content-Type: application/json."
+        return ApiError(400, what, code="invalid_json")
     if not place:
         return ApiError(400, f"The body must be a JSON object: {problem['msg']}.", code="invalid_value")
     if problem["type"] == "extra_forbidden":

@@ -72,6 +72,18 @@ class Turn(_Strict):
     annotations: list[Any] | None = Field(None, max_length=0)
     tool_calls: list[Any] | None = Field(None, max_length=0)
 
+    @field_validator("content", mode="before")
+    @classmethod
+    def _text_only(cls, value: Any) -> Any:
+        if not isinstance(value, str | list):
+            raise ValueError("write a text, or a list of text parts")
+        for part in value if isinstance(value, list) else []:
+            if isinstance(part, dict) and part.get("type", "text") != "text":
+                raise ValueError(
+                    f"this model reads text only; leave the part of type {part['type']!r:.40} out"
+                )
+        return value
+
 
 class StreamOptions(_Strict):
     include_usage: bool = False

@@ -47,16 +47,21 @@ class Database:
         self.engine.dispose()
 
 
-def open_database(place: str | Path) -> Database:
-    """Open the database at a path (SQLite) or URL, creating it or bringing its schema up to date.
+def open_database(place: str | Path, *, create: bool = True) -> Database:
+    """Open the database at a path (SQLite) or URL, bringing its schema up to date.
+
+    A file that is not there is made, unless ``create`` is False.
 
     SQLite runs in WAL mode with ``synchronous=FULL``: readers and the writer do not block each other, and a
     commit is on disk when it returns. PostgreSQL: ``postgresql+psycopg://user:password@host/name``.
 
     Raises:
         ConfigError: the URL cannot be used, or its driver is not installed.
-        WorkspaceError: the database cannot be opened, is no database, or was written by a newer release.
+        WorkspaceError: the database is not there, cannot be opened, is no database, or was written by a newer release.
     """
+    if not create and "://" not in str(place) and not Path(place).exists():
+        remedy = "Check the name; a server's judgments are in feedback.sqlite of its workspace."
+        raise WorkspaceError("there is no database.", where=str(place), remedy=remedy)
     engine = _create_engine(str(place))
     try:
         with _readable_errors(engine), engine.execution_options(immediate=True).begin() as connection:

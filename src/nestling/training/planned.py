@@ -55,7 +55,8 @@ def require_data(what: str, given: int, held: int, fitting: bool, limit: int) ->
         DataError: there is nothing to train or to validate on.
     """
     if not given:
-        raise DataError(f"there are no {what} to train on.", remedy="Give data files or demonstrations.")
+        few = f"there are no {what} to train on: {held} are kept apart for validation."
+        raise DataError(few, remedy="Add data, or keep a smaller share for validation.")
     if not held:
         few = f"{given} {what} are too few to keep some apart for validation."
         raise DataError(few, remedy="Add data.")

@@ -227,6 +227,13 @@ def load_recipe(
     check_behaviours(recipe.data.demonstrations, f"{name_or_path}: data.demonstrations")
     check_behaviours(recipe.rank.prompts, f"{name_or_path}: rank.prompts", rewarded=True)
     check_behaviours(recipe.ppo_prompts, f"{name_or_path}: ppo_prompts", rewarded=True)
+    for name, count in recipe.data.demonstrations.items():
+        there = len(curriculum.demonstrations(recipe.seed, {name: count}))
+        check_count(f"{name_or_path}: data.demonstrations.{name}", count, there)
+    for part, counts in (("rank.prompts", recipe.rank.prompts), ("ppo_prompts", recipe.ppo_prompts)):
+        for name, count in counts.items():
+            there = len(curriculum.items("train", recipe.seed, [name], count))
+            check_count(f"{name_or_path}: {part}.{name}", count, there)
     check_behaviours(recipe.evaluation.sizes, f"{name_or_path}: evaluation.sizes")
     refuse_unknown(recipe.gate)
     checked_name(recipe.assistant)
@@ -278,6 +285,18 @@ def check_behaviours(counts: Iterable[str], where: str, *, rewarded: bool = Fals
         if rewarded and known[name].held_out:
             what = f"{name!r} is a held-out behaviour: it may neither be ranked nor rewarded."
             raise ConfigError(what, where=where, remedy="Remove it from rank.prompts and ppo_prompts.")
+
+
+def check_count(where: str, asked: int, there: int) -> None:
+    """Refuse to ask a behaviour for more different conversations or prompts than it has: fewer would be used unsaid.
+
+    Raises:
+        ConfigError: it names the count and ``where`` it stands.
+    """
+    if there < asked:
+        raise ConfigError(
+            f"there are only {there} different ones.", where=where, remedy=f"Write {there} or less."
+        )
 
 
 def apply_setting(values: dict[str, Any], setting: str) -> None:

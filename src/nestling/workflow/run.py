@@ -19,7 +19,7 @@ from nestling import __version__
 from nestling.compute.process import forget_peak, give_memory_back, peak_memory
 from nestling.evaluation.compare import compare
 from nestling.evaluation.detectors import measure_detectors
-from nestling.evaluation.report import write_markdown, write_report
+from nestling.evaluation.report import Pictures, write_markdown, write_report
 from nestling.evaluation.results import Results
 from nestling.model.hf_folder import read_config
 from nestling.workflow import materials, stages
@@ -154,10 +154,12 @@ class Run:
         results = [Results.load(self.folder / "evaluation" / f"{version.name}.json") for version in versions]
         events = self.events.read()[0]
         verdicts = {e["version"]: e for e in events if e["kind"] == "verdict"}
+        comparisons = [compare(newer, older) for older, newer in itertools.pairwise(results)]
         told: dict[str, Any] = {
             "title": f"{self.recipe.assistant}, raised by {self.recipe.name}",
             "sentences": [f"{name}: {' '.join(e['sentences'])}" for name, e in verdicts.items()],
-            "comparisons": [compare(newer, older) for older, newer in itertools.pairwise(results)],
+            "comparisons": comparisons,
+            "pictures": Pictures.draw(results, comparisons, events),
             "detectors": list(measure_detectors().values()),
             "events": events,
         }

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from nestling.compute.device import Hardware, detect
 from nestling.compute.workers import Workers
 from nestling.data.curriculum import Item
 from nestling.data.formats import Ranking, read_rows
-from nestling.errors import DataError, ModelError, WorkspaceError
+from nestling.errors import ConfigError, DataError, ModelError, WorkspaceError
 from nestling.evaluation.answers import folder_identity
 from nestling.evaluation.evaluate import evaluate
 from nestling.evaluation.perplexity import load_passages
@@ -95,6 +96,16 @@ class Bench:
         self._tidy()
         self.events.append("published", stage=stage, version=version.name)
         return version
+
+    @contextmanager
+    def nothing_left_of_a_refusal(self) -> Iterator[None]:
+        """Where the block is refused before it made anything, the run's folder goes too."""
+        try:
+            yield
+        except (ConfigError, DataError):
+            if {path.name for path in self.folder.iterdir()} <= {"hardware.json", "events.jsonl"}:
+                shutil.rmtree(self.folder)
+            raise
 
     def _tidy(self) -> None:
         """Drop what only an unfinished stage needs: checkpoints are six times as large as a version."""

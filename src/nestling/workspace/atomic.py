@@ -131,6 +131,19 @@ def remove_partials(folder: Path) -> None:
             left_over.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Find out before long work whether its result can be written to the file ``path``; a missing folder is made.
+
+    Raises:
+        WorkspaceError: it cannot: a folder stands there, or none can be made, or permission is denied.
+    """
+    if path.is_dir():
+        raise WorkspaceError("a folder stands here.", where=str(path), remedy="Choose another name.")
+    with readable_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+
+
 def refuse_existing(path: Path) -> None:
     """Raise a WorkspaceError when something stands at ``path``.
 
