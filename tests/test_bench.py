@@ -197,3 +197,6 @@ def test_our_side_of_the_race_learns_saves_and_is_judged(material: Material, tmp
     run([ours], 5, judge, judge(policy.folder), said.append)
     assert len(ours.curve) == 2 and ours.curve[1][0] > 0 and len(said) == 1
     assert not list(ours.saves.glob("[0-9]*"))  # judged and dropped
+    again, _ = runners(material, policy, reward, Path(sys.executable), 0, [])
+    run([again], 5, judge, 0.0, said.append)
+    assert again.curve == ours.curve and "done before" in said[-1]  # what was run is not run again

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure as Canvas
 
 from nestling.bench.duel import Contender, Player
-from nestling.bench.report import machine
+from nestling.bench.report import machine, processor
 from nestling.bench.setting import Material
 from nestling.compute.device import Hardware
 from nestling.data import curriculum
@@ -108,10 +110,11 @@ def runners(
     }  # fmt: skip
 
     def runner(name: str, program: str, more: dict[str, Any], **who: Any) -> Runner:
+        what = json.dumps([processor(), material.common, common, more], sort_keys=True)
         slug = "".join(c if c.isalnum() else "-" for c in f"{name}-{seed}")
+        slug += f"-{sha256(what.encode()).hexdigest()[:8]}"
         saves = material.folder / "race" / slug
-        shutil.rmtree(saves, ignore_errors=True)
-        saves.mkdir(parents=True)
+        saves.mkdir(parents=True, exist_ok=True)
         setting = material.write(f"race-{slug}", common | more | {"saves": str(saves)})
         return Runner(name, Contender(name, program, setting, **who), saves)
 
@@ -123,7 +126,19 @@ def runners(
 def run(
     players: Sequence[Runner], iterations: int, judge: Judge, start: float, told: Callable[[str], object]
 ) -> None:
-    """Let them learn in turns, an iteration each; their curves are filled in."""
+    """Let them learn in turns, an iteration each; their curves are filled in.
+
+    Curves are kept beside the policies when all have finished: the same call again reads them.
+    """
+    kept = [r.saves / f"curve-{iterations}-of-{len(players)}.json" for r in players]
+    if all(path.exists() for path in kept):
+        for runner, path in zip(players, kept, strict=True):
+            runner.curve = [(minutes, reward) for minutes, reward in json.loads(path.read_text())]
+            told(f"{runner.name}: done before, best reward {runner.best:.3f}")
+        return
+    for runner in players:
+        for left in runner.saves.glob("[0-9]*"):
+            shutil.rmtree(left)
     with ExitStack() as stack:
         running = [(r, stack.enter_context(Player(r.contender, r.saves / "log"))) for r in players]
         clocks = dict.fromkeys((r.name for r in players), 0.0)
@@ -136,9 +151,10 @@ def run(
                     folder, minutes = runner.saves / str(iteration), clocks[runner.name]
                     runner.curve.append((minutes, judge(folder)))
                     shutil.rmtree(folder)
-                    told(
-                        f"{runner.name}: iteration {iteration}, {minutes:.1f} min, reward {runner.curve[-1][1]:.3f}"
-                    )
+                    reward = runner.curve[-1][1]
+                    told(f"{runner.name}: iteration {iteration}, {minutes:.1f} min, reward {reward:.3f}")
+    for runner, path in zip(players, kept, strict=True):
+        atomic.write_json(path, runner.curve)
 
 
 def write_race(

@@ -1,20 +1,25 @@
 """The network for inference on a CPU: the same numbers by fewer, larger steps.
 
-A product of a few rows with a plain bf16 matrix spends most of its time rearranging the matrix, once for every token:
-here every matrix lies in the layout the CPU's kernels read ([1, 576] x [576, 1536] takes half the time, 32 rows two
-thirds). And between a decode step's small products, starting an operation costs more than computing it: queries, keys
-and values are one product, activation, gate and residual are taken on by the products themselves (docs/decisions.md has
-the gains). Where torch has no such kernels the plain decoder is used.
+A product of a few rows with a plain matrix spends most of its time rearranging the matrix, once for every token: here
+every matrix lies in the layout the CPU's kernels read (in bf16 [1, 576] x [576, 1536] takes half the time, 32 rows two
+thirds; in fp32 8 rows take two thirds and the vocabulary's projection half). In fp32 many rows are faster on the plain
+matrix: where the weights stay at hand, each product takes the faster one. And between a decode step's small products,
+starting an operation costs more than computing it: queries, keys and values are one product, activation, gate and
+residual are taken on by the products themselves (docs/decisions.md has the gains). Where torch has no such kernels the
+plain decoder is used.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
+import platform
 from collections.abc import Callable
 from threading import Lock
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Module
 
@@ -23,40 +28,57 @@ from nestling.model.elementwise import rotate
 from nestling.model.lora import LoRALinear
 
 _ROWS = 32  # the layout is chosen for this many rows; it serves any number
+_FEW = 32  # up to so many rows the packed matrix is the faster one in fp32 too; of the vocabulary's at any number
 
 
 class PackedLinear:
-    """``nn.Linear`` on a packed matrix, adapters merged, no gradients; several that read the same input become one."""
+    """``nn.Linear`` on a packed matrix, adapters merged, no gradients; several that read the same input become one.
 
-    def __init__(self, *linears: Any) -> None:
+    ``both``: the plain matrix is kept beside it, for many rows.
+    """
+
+    def __init__(self, *linears: Any, both: bool = False) -> None:
         linears = tuple(x.merged() if isinstance(x, LoRALinear) else x for x in linears)
         weights, biases = [x.weight.detach() for x in linears], [x.bias for x in linears]
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
         self._bias = None if biases[0] is None else torch.cat([b.detach() for b in biases])
+        self._plain = weight if both else None
 
     def __call__(self, x: Tensor, then: str = "none") -> Tensor:
         """x [T, in] -> [T, out], passed through an activation that oneDNN knows by this name."""
+        if self._plain is not None and len(x) > _FEW:
+            return _ACTIVATIONS[then](F.linear(x, self._plain, self._bias))
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, then, [], "")
         return out
 
     def combined(self, x: Tensor, how: str, other: Tensor) -> Tensor:
         """The product's result "add"ed to or "mul"tiplied with ``other`` [T, out], rounded once."""
+        if self._plain is not None and len(x) > _FEW:
+            return _COMBINATIONS[how](F.linear(x, self._plain, self._bias), other)
         out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self._packed, self._bias, how)
         return out
 
 
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "swish": functools.partial(F.silu, inplace=True),
+}
+_COMBINATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"add": Tensor.add_, "mul": Tensor.mul_}
+
+
 class _PackedBlock:
-    def __init__(self, block: Block, plain: Callable[[Module], Module]) -> None:
+    def __init__(self, block: Block, plain: Callable[[Module], Module], both: bool) -> None:
         attention, mlp = block.self_attn, block.mlp
         self._q_norm, self._k_norm = plain(attention.q_norm), plain(attention.k_norm)
         self._before_attention, self._before_mlp = (
             plain(block.input_layernorm),
             plain(block.post_attention_layernorm),
         )
-        self._qkv = PackedLinear(attention.q_proj, attention.k_proj, attention.v_proj)
-        self._o, self._down = PackedLinear(attention.o_proj), PackedLinear(mlp.down_proj)
-        self._gate, self._up = PackedLinear(mlp.gate_proj), PackedLinear(mlp.up_proj)
+        packed = functools.partial(PackedLinear, both=both)
+        self._qkv = packed(attention.q_proj, attention.k_proj, attention.v_proj)
+        self._o, self._down = packed(attention.o_proj), packed(mlp.down_proj)
+        self._gate, self._up = packed(mlp.gate_proj), packed(mlp.up_proj)
         dim = attention.head_dim
         self._heads = [x.out_features // dim for x in (attention.q_proj, attention.k_proj, attention.v_proj)]
 
@@ -74,7 +96,7 @@ class _PackedBlock:
 
 
 class PackedDecoder:
-    """Stands for a ``Decoder`` in inference, every matrix packed.
+    """Stands for a ``Decoder`` in inference, every matrix packed; in fp32 the plain ones stay in use beside them.
 
     Embeddings and norms are the decoder's own, or copies where it is ``frozen``: as views of a mapped file they would
     keep all of it in memory.
@@ -84,7 +106,8 @@ class PackedDecoder:
         self.device, self.dtype, trunk = decoder.device, decoder.dtype, decoder.model
         plain: Callable[[Module], Module] = copy.deepcopy if frozen else lambda module: module
         self._embed, self._rotary, self._norm = map(plain, (trunk.embed_tokens, trunk.rotary, trunk.norm))
-        self._blocks = [_PackedBlock(cast(Block, block), plain) for block in decoder.model.layers]
+        both = self.dtype == torch.float32
+        self._blocks = [_PackedBlock(cast(Block, block), plain, both) for block in decoder.model.layers]
         self._head = PackedLinear(decoder.lm_head)
 
     def __call__(self, ids: Tensor, attend: Attend) -> Tensor:
@@ -110,7 +133,7 @@ class InferenceNetwork:
     """
 
     def __init__(self, decoder: Decoder, frozen: bool = False) -> None:
-        packs = can_pack(decoder)
+        packs = can_pack(decoder, frozen)
         self._network: Decoder | PackedDecoder = (
             PackedDecoder(decoder, frozen) if packs and frozen else decoder
         )
@@ -135,14 +158,20 @@ class InferenceNetwork:
             return self._network
 
 
-def can_pack(decoder: Decoder) -> bool:
-    """Whether this build of torch packs bf16 matrices for this processor."""
-    if decoder.dtype != torch.bfloat16 or decoder.device.type != "cpu":
+def can_pack(decoder: Decoder, frozen: bool = False) -> bool:
+    """Whether this build of torch packs matrices of this number format for this processor, and to advantage.
+
+    Not in fp32 what is ``frozen``: a server maps the weights from their file, and packed ones beside them are 0.6 GB
+    more a version (135M parameters), two versions while one takes over.
+    """
+    if decoder.dtype not in (torch.bfloat16, torch.float32) or decoder.device.type != "cpu":
         return False
+    if decoder.dtype == torch.float32 and (frozen or platform.machine() not in ("x86_64", "AMD64")):
+        return False  # on other machines other libraries compute: not measured
     try:
-        probe = PackedLinear(nn.Linear(64, 64, bias=False, dtype=torch.bfloat16))
-        row = torch.zeros(1, 64, dtype=torch.bfloat16)
+        probe = PackedLinear(nn.Linear(64, 64, bias=False, dtype=decoder.dtype))
+        row = torch.zeros(1, 64, dtype=decoder.dtype)
         probe.combined(probe(row, "swish"), "add", row)
-    except (AttributeError, RuntimeError, NotImplementedError):  # no oneDNN, or none for bf16 here
+    except (AttributeError, RuntimeError, NotImplementedError):  # no oneDNN, or none for it here
         return False
     return True
