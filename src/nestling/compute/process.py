@@ -38,7 +38,7 @@ def give_memory_back() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-_TIDY_SECONDS = 10.0  # asking for given memory again takes 0.07 s (fine-tuning) to 0.4 s (PPO)
+_TIDY_SECONDS = 60.0  # asking for given memory again takes 0.1 s, on some virtual machines 2 s a gigabyte
 _tidied = time.monotonic()  # when this process last gave memory back
 
 

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from nestling.compute.process import give_memory_back
 from nestling.compute.workers import Workers
 from nestling.data.packing import epoch_order, walk
 from nestling.errors import TrainingStopped
@@ -143,7 +142,6 @@ class PPO:
         completions = self.engine.generate_ids(ids, sampling)
         seconds = time.monotonic() - start
         self.engine.rest()  # the first update changes the weights anyway
-        give_memory_back()  # answering and updating want pieces of other sizes: kept, they would add up
         attempts = [Attempt(p.messages, c, p.check) for p, c in zip(chosen, completions, strict=True)]
         return attempts, seconds
 
