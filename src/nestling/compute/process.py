@@ -38,15 +38,17 @@ def give_memory_back() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-_TIDY_SECONDS = 60.0  # asking for given memory again takes 0.1 s, on some virtual machines 2 s a gigabyte
-_tidied = time.monotonic()  # when this process last gave memory back
+# Of processor time, so that waiting does not count. Asking for given memory again takes 0.1 s, on some virtual machines
+# 2 s a gigabyte.
+_TIDY_SECONDS = 120.0
+_tidied = time.process_time()  # when this process last gave memory back
 
 
 def tidy_memory() -> None:
     """Give memory back if that was not done for a while; for long work, between its steps."""
     global _tidied
-    if time.monotonic() - _tidied >= _TIDY_SECONDS:
-        _tidied = time.monotonic()
+    if time.process_time() - _tidied >= _TIDY_SECONDS:
+        _tidied = time.process_time()
         give_memory_back()
 
 
