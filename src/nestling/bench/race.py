@@ -9,7 +9,6 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from nestling.model.hf_folder import load_model
 from nestling.model.scorer import Scorer, load_scorer
 from nestling.rewards.terms import Attempt, LearnedScore
 from nestling.text.tokenizer import Tokenizer
+from nestling.workflow.materials import digest
 from nestling.workspace import Version, atomic
 
 ANSWERS, ANSWER_TOKENS, LONGEST_PROMPT = 16, 64, 64
@@ -110,9 +110,8 @@ def runners(
     }  # fmt: skip
 
     def runner(name: str, program: str, more: dict[str, Any], **who: Any) -> Runner:
-        what = json.dumps([processor(), material.common, common, more], sort_keys=True)
         slug = "".join(c if c.isalnum() else "-" for c in f"{name}-{seed}")
-        slug += f"-{sha256(what.encode()).hexdigest()[:8]}"
+        slug += f"-{digest([processor(), material.common, common, more])[:8]}"
         saves = material.folder / "race" / slug
         saves.mkdir(parents=True, exist_ok=True)
         setting = material.write(f"race-{slug}", common | more | {"saves": str(saves)})

@@ -31,6 +31,14 @@ _ROWS = 32  # the layout is chosen for this many rows; it serves any number
 _FEW = 32  # up to so many rows the packed matrix is the faster one in fp32 too; of the vocabulary's at any number
 
 
+# What oneDNN takes on by these names, for products on the plain matrix.
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "swish": functools.partial(F.silu, inplace=True),
+}
+_COMBINATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"add": Tensor.add_, "mul": Tensor.mul_}
+
+
 class PackedLinear:
     """``nn.Linear`` on a packed matrix, adapters merged, no gradients; several that read the same input become one.
 
@@ -58,13 +66,6 @@ class PackedLinear:
             return _COMBINATIONS[how](F.linear(x, self._plain, self._bias), other)
         out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self._packed, self._bias, how)
         return out
-
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda x: x,
-    "swish": functools.partial(F.silu, inplace=True),
-}
-_COMBINATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"add": Tensor.add_, "mul": Tensor.mul_}
 
 
 class _PackedBlock:

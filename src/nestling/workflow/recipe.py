@@ -183,6 +183,26 @@ def load_recipe(
         ConfigError: no such recipe, broken YAML, an unknown key or behaviour, an impossible value; by place and name.
         DataError: a data file that cannot be used, by its line.
     """
+    values = _read(name_or_path)
+    values |= dict(overrides or {})
+    for setting in settings:
+        apply_setting(values, setting)
+    recipe = parse(Recipe, values, name_or_path)
+    data = recipe.data.model_copy(update={"files": [*recipe.data.files, *files]})
+    recipe = recipe.model_copy(update={"data": data})
+    check_demonstrations(recipe, name_or_path)
+    check_prompts("rank.prompts", recipe.rank.prompts, recipe.seed, name_or_path)
+    check_prompts("ppo_prompts", recipe.ppo_prompts, recipe.seed, name_or_path)
+    check_behaviours(recipe.evaluation.sizes, f"{name_or_path}: evaluation.sizes")
+    refuse_unknown(recipe.gate)
+    checked_name(recipe.assistant)
+    for name in recipe.data.files:
+        deque(read_rows(Path(name), Conversation), maxlen=0)  # a broken line is named now, not after an hour
+    return recipe
+
+
+def _read(name_or_path: str) -> dict[str, Any]:
+    """What a recipe's YAML says."""
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
         try:
@@ -218,28 +238,7 @@ def load_recipe(
             where=name_or_path,
             remedy="Begin with `name: mine`; recipes/quickstart.yaml is an example.",
         )
-    values |= dict(overrides or {})
-    for setting in settings:
-        apply_setting(values, setting)
-    recipe = parse(Recipe, values, name_or_path)
-    data = recipe.data.model_copy(update={"files": [*recipe.data.files, *files]})
-    recipe = recipe.model_copy(update={"data": data})
-    check_behaviours(recipe.data.demonstrations, f"{name_or_path}: data.demonstrations")
-    check_behaviours(recipe.rank.prompts, f"{name_or_path}: rank.prompts", rewarded=True)
-    check_behaviours(recipe.ppo_prompts, f"{name_or_path}: ppo_prompts", rewarded=True)
-    for name, count in recipe.data.demonstrations.items():
-        there = len(curriculum.demonstrations(recipe.seed, {name: count}))
-        check_count(f"{name_or_path}: data.demonstrations.{name}", count, there)
-    for part, counts in (("rank.prompts", recipe.rank.prompts), ("ppo_prompts", recipe.ppo_prompts)):
-        for name, count in counts.items():
-            there = len(curriculum.items("train", recipe.seed, [name], count))
-            check_count(f"{name_or_path}: {part}.{name}", count, there)
-    check_behaviours(recipe.evaluation.sizes, f"{name_or_path}: evaluation.sizes")
-    refuse_unknown(recipe.gate)
-    checked_name(recipe.assistant)
-    for name in recipe.data.files:
-        deque(read_rows(Path(name), Conversation), maxlen=0)  # a broken line is named now, not after an hour
-    return recipe
+    return values
 
 
 def kept_recipe(path: Path, recipe: Recipe) -> Recipe:
@@ -287,16 +286,35 @@ def check_behaviours(counts: Iterable[str], where: str, *, rewarded: bool = Fals
             raise ConfigError(what, where=where, remedy="Remove it from rank.prompts and ppo_prompts.")
 
 
-def check_count(where: str, asked: int, there: int) -> None:
-    """Refuse to ask a behaviour for more different conversations or prompts than it has: fewer would be used unsaid.
+def check_demonstrations(recipe: Recipe, where: str) -> None:
+    """Refuse unknown behaviours, and to demonstrate more than there is.
 
     Raises:
-        ConfigError: it names the count and ``where`` it stands.
+        ConfigError: naming the behaviour and ``where`` it stands.
     """
-    if there < asked:
-        raise ConfigError(
-            f"there are only {there} different ones.", where=where, remedy=f"Write {there} or less."
-        )
+    counts = recipe.data.demonstrations
+    check_behaviours(counts, f"{where}: data.demonstrations")
+    for name, count in counts.items():
+        there = len(curriculum.demonstrations(recipe.seed, {name: count}))
+        _check_count(f"{where}: data.demonstrations.{name}", count, there)
+
+
+def check_prompts(key: str, counts: Mapping[str, int], seed: int, where: str) -> None:
+    """Refuse unknown and held-out behaviours among prompts to rank or reward, and to ask for more than there are.
+
+    Raises:
+        ConfigError: naming the behaviour and ``where`` it stands.
+    """
+    check_behaviours(counts, f"{where}: {key}", rewarded=True)
+    for name, count in counts.items():
+        there = len(curriculum.items("train", seed, [name], count))
+        _check_count(f"{where}: {key}.{name}", count, there)
+
+
+def _check_count(where: str, asked: int, there: int) -> None:
+    if there < asked:  # fewer would be used, and nobody told
+        remedy = f"Write {there} or less."
+        raise ConfigError(f"there are only {there} different ones.", where=where, remedy=remedy)
 
 
 def apply_setting(values: dict[str, Any], setting: str) -> None:
