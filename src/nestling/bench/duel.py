@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from nestling.compute.process import LIBRARY_SETTINGS, MALLOC_TUNABLES
+from nestling.compute.process import LIBRARY_SETTINGS, MALLOC_TUNABLES, SPINNING
 from nestling.errors import BenchError
 
 PEERS = Path(__file__).parent / "peers"
@@ -36,7 +36,7 @@ class Contender:
     @property
     def environment(self) -> dict[str, str]:
         """Peers get our allocator's settings too, which serve them as well; ours gets what its command line sets."""
-        return os.environ | (LIBRARY_SETTINGS if self.program == "ours" else {}) | {
+        return os.environ | (LIBRARY_SETTINGS | SPINNING if self.program == "ours" else {}) | {
             "GLIBC_TUNABLES": MALLOC_TUNABLES, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
             "TRL_EXPERIMENTAL_SILENCE": "1",
         }  # fmt: skip

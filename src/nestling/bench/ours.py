@@ -33,9 +33,8 @@ LONG = 1000
 
 
 def hardware_of(setting: dict[str, Any]) -> Hardware:
-    """What our command line would choose for this dtype and these threads."""
-    workers = 2 if setting["threads"] % 2 == 0 else 1
-    return Hardware("cpu", setting["dtype"], setting["threads"], setting.get("workers") or workers).apply()
+    """What our command line has chosen."""
+    return Hardware("cpu", setting["dtype"], setting["threads"], setting["workers"]).apply()
 
 
 def scratch(setting: dict[str, Any]) -> Path:

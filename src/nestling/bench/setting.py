@@ -47,8 +47,8 @@ class Material:
     def common(self) -> dict[str, Any]:
         return {
             "model": str(self.folder / "model"), "scorer": str(self.folder / "scorer"), "seed": SEED,
-            "threads": self.hardware.threads, "dtype": self.hardware.dtype, "pad_id": self.tokenizer.pad_id,
-            "answer_tokens": ANSWER_TOKENS,
+            "threads": self.hardware.threads, "workers": self.hardware.workers, "dtype": self.hardware.dtype,
+            "pad_id": self.tokenizer.pad_id, "answer_tokens": ANSWER_TOKENS,
         }  # fmt: skip
 
     def windows(self, count: int, length: int) -> list[list[int]]:

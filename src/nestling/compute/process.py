@@ -77,6 +77,18 @@ LIBRARY_SETTINGS = {
 }  # fmt: skip
 """Environment of every Nestling process; ``settle_libraries`` says why."""
 
+SPINNING = {"GOMP_SPINCOUNT": "10000"}
+"""Environment of long computations where OpenMP is GNU's: a thread looks half a millisecond for new work, then sleeps.
+
+Waking a sleeping thread takes longer than most operations of a decode step: 16 answers on two threads 31 ms a step
+instead of 57, and fine-tuning 5 % faster, a reward model 25 %, than two workers of one thread (Intel AMX, two cores).
+"""
+
+
+def spins() -> bool:
+    """Whether this process's OpenMP threads look for new work before they sleep."""
+    return sys.platform.startswith("linux") and int(os.environ.get("GOMP_SPINCOUNT", "0")) > 0
+
 
 def settle_libraries() -> None:
     """Set what OpenMP and oneDNN read once; before torch is loaded. A user's own settings stay.
@@ -94,12 +106,13 @@ def settle_libraries() -> None:
 
 
 def keep_memory() -> None:
-    """Start this command again with an allocator that keeps what it has; for long computations on Linux.
+    """Start this command again with an allocator that keeps what it has and threads that spin for a moment; for long
+    computations on Linux.
 
     Returns at once where that is not possible, already done, or the user has set tunables. The process keeps its
     number, its open files and its arguments.
     """
     if not sys.platform.startswith("linux") or _TUNED in os.environ or "GLIBC_TUNABLES" in os.environ:
         return
-    environment = os.environ | {_TUNED: "1", "GLIBC_TUNABLES": MALLOC_TUNABLES}
+    environment = SPINNING | os.environ | {_TUNED: "1", "GLIBC_TUNABLES": MALLOC_TUNABLES}
     os.execve(sys.executable, [sys.executable, "-m", "nestling", *sys.argv[1:]], environment)

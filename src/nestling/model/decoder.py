@@ -56,10 +56,10 @@ class Rotary(nn.Module):
         self.inverse_frequencies: Tensor
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """positions [T] -> (cos, sin), each [T, 1, head_dim]."""
-        angles = positions.to(torch.float32)[:, None] * self.inverse_frequencies
-        angles = torch.cat([angles, angles], dim=-1)[:, None, :]
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        """positions [T] -> (cos, sin) as ``rotate`` takes them, each [T, 1, head_dim]."""
+        angles = (positions.to(torch.float32)[:, None] * self.inverse_frequencies)[:, None, :]
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
 
 
 def inverse_frequencies(config: ModelConfig) -> Tensor:

@@ -26,7 +26,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn x [T, H, D] by its position's angles (Su et al. 2021), channel i paired with channel i + D / 2.
 
-    cos, sin: [T, 1, D], both halves alike.
+    cos, sin: [T, 1, D], both halves alike but for the sign: minus the sine in the first.
     """
     if torch.is_grad_enabled():
         out: Tensor = _Rotate.apply(x, cos, sin)
@@ -84,11 +84,7 @@ class _Gated(torch.autograd.Function):
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    out = x * cos
-    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return out
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
 
 
 class _Rotate(torch.autograd.Function):
