@@ -282,3 +282,10 @@ def test_seeds_repeat_and_differ() -> None:
     other = engine.generate([ask("hi", temperature=1.0, seed=2)])[0]
     assert same[0].token_ids == same[1].token_ids != other.token_ids
     assert len({sampler.derive_seed(1, i, j) for i in range(50) for j in range(50)}) == 2500
+
+
+@given(st.integers(0, 2**31), st.sampled_from([7, 128, 640]), st.booleans())
+def test_the_likeliest_token_is_the_first_of_the_largest(seed: int, size: int, coarse: bool) -> None:
+    logits = torch.randn(3, size, generator=torch.Generator().manual_seed(seed))
+    logits = logits.round() if coarse else logits  # ties
+    assert sampler.likeliest(logits).tolist() == [row.tolist().index(row.max()) for row in logits]

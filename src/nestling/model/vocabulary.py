@@ -8,12 +8,14 @@ left to do.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_CHUNK = 128  # tokens; fp32 scratch is twice 128 x 49,152 numbers, 50 MB
+_CHUNK = 128  # tokens projected at once; their logits take 13 MB in bf16
+_PIECE = 8  # of which so many are in fp32 at once: 1.5 MB twice, which the cache holds for the dozen passes over them
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -25,10 +27,11 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         entropy = torch.empty_like(logprobs) if with_entropy else logprobs.new_empty(0)
         kept = hidden.new_empty(len(targets) if with_gradient else 0, len(weight))
-        for start in range(0, len(targets), _CHUNK):
-            part = slice(start, start + _CHUNK)
+        for part, logits in _projected(hidden, weight):
             # One exponential a number serves normalisation, entropy and gradient.
-            scores = (hidden[part] @ weight.T).float().div_(temperature)
+            scores = logits.to(torch.float32, copy=True)
+            if temperature != 1:
+                scores.div_(temperature)
             scores.sub_(scores.amax(-1, keepdim=True))
             exponentials = scores.exp()
             total = exponentials.sum(-1)
@@ -52,6 +55,14 @@ class _TokenLogprobs(torch.autograd.Function):
         scale = (grads[0] / -ctx.temperature)[:, None]
         grad_weight = kept.T @ (hidden * scale).to(kept.dtype) if ctx.needs_input_grad[1] else None
         return ((kept @ weight) * scale).to(hidden.dtype), grad_weight, None, None, None, None
+
+
+def _projected(hidden: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Where in ``hidden`` each piece lies, and its logits."""
+    for start in range(0, len(hidden), _CHUNK):
+        for number, logits in enumerate((hidden[start : start + _CHUNK] @ weight.T).split(_PIECE)):
+            first = start + number * _PIECE
+            yield slice(first, first + len(logits)), logits
 
 
 def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
