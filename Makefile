@@ -54,6 +54,16 @@ $(PEERS)/.installed: $(VENV)/.installed
 	cmake -S $(PEERS)/source/vendor/llama.cpp -B $(PEERS)/llama.cpp -DCMAKE_BUILD_TYPE=Release -DLLAMA_CURL=OFF \
 	  -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF >/dev/null
 	cmake --build $(PEERS)/llama.cpp --target llama-batched-bench llama-quantize -j 2 >/dev/null
+	@grep -qs amx_int8 /proc/cpuinfo && $(MAKE) $(PEERS)/.without-amx || true
+	@touch $@
+
+# With 8 and 4 bits some builds of llama.cpp end by a segmentation fault on some processors with AMX: this one does not.
+NO_AMX := -mno-amx-int8 -mno-amx-tile
+$(PEERS)/.without-amx:
+	cmake -S $(PEERS)/source/vendor/llama.cpp -B $(PEERS)/llama.cpp-without-amx -DCMAKE_BUILD_TYPE=Release \
+	  -DLLAMA_CURL=OFF -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF \
+	  -DCMAKE_C_FLAGS="$(NO_AMX)" -DCMAKE_CXX_FLAGS="$(NO_AMX)" >/dev/null
+	cmake --build $(PEERS)/llama.cpp-without-amx --target llama-batched-bench -j 2 >/dev/null
 	@touch $@
 
 bench: bench-peers

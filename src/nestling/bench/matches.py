@@ -70,16 +70,17 @@ class Matches:
 
     def llama_cpp(self) -> Iterator[Duel]:
         """Against the binary that ``make bench-peers`` built, at three precisions; nothing where it is not."""
-        built = self.python.parents[2] / "llama.cpp" / "bin"
-        if not (built / "llama-batched-bench").exists():
+        folders = [self.python.parents[2] / name / "bin" for name in ("llama.cpp", "llama.cpp-without-amx")]
+        binaries = [binary for folder in folders if (binary := folder / "llama-batched-bench").exists()]
+        if not binaries:
             return
         for rows in (16, 32):
             given = {"prompts": self.material.windows(rows, DECODE_PROMPT), "answer_tokens": DECODE_TOKENS}
             ours = self._ours(f"decode-{rows}", {"kind": "decode", **given})
             for kind in ("BF16", "Q8_0", "Q4_0"):
                 files = {
-                    "binary": str(built / "llama-batched-bench"),
-                    "gguf": str(self.material.gguf(kind, built)),
+                    "binaries": [*map(str, binaries)],
+                    "gguf": str(self.material.gguf(kind, folders[0])),
                 }
                 peer = self._peer(f"llama-{kind}-{rows}", "llama_cpp.py", given | files)
                 yield Duel(
