@@ -16,7 +16,7 @@ from nestling.bench import quick
 from nestling.bench.duel import Contender, Duel, Outcome, Player, fight, quartiles
 from nestling.bench.growth import Point, law
 from nestling.bench.race import Judge, Runner, run, runners, write_race
-from nestling.bench.report import write_speed
+from nestling.bench.report import Report
 from nestling.bench.roofline import Peaks, Shape, decode_seconds, measure_peaks, step_flops
 from nestling.bench.setting import Material, lay_down
 from nestling.compute.device import Hardware
@@ -63,11 +63,17 @@ def test_a_duel_of_two_processes_gives_ratios_and_peaks(material: Material, tmp_
     assert all(turn["seconds"] >= turn["decoding"] > 0 for turn in outcome.ours)
     assert outcome.spread[0] <= outcome.ratio <= outcome.spread[2]
     assert outcome.our_peak > outcome.peer_peak > 1 << 20  # bytes; only one of them has loaded torch
-    page = write_speed(
-        tmp_path, [outcome], [("step", 0.5)], material.hardware, Peaks(1e12, 1e10), "the command"
+    report = Report(
+        material.hardware,
+        Peaks(1e12, 1e10),
+        "the command",
+        [outcome],
+        {"the other": "it crashed"},
+        [("step", 0.5)],
     )
-    text = page.read_text()
+    text = report.write(tmp_path).read_text()
     assert f"**{outcome.ratio:.2f}**" in text and "1x (0x)" in text and "50%" in text
+    assert "| the other | not measured: it crashed |" in text
     assert (tmp_path / "pictures" / "speed.svg").read_text().startswith("<svg")
 
 

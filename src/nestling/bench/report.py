@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -41,47 +42,64 @@ def processor() -> str:
     return f"{facts.get('model name', 'unknown processor')} ({', '.join(wanted)})"
 
 
-def write_speed(
-    folder: Path, outcomes: Sequence[Outcome], roofs: Sequence[tuple[str, float]], hardware: Hardware, peaks: Peaks,
-    command: str,
-) -> Path:  # fmt: skip
-    """``speed.md``, ``speed.json`` and ``pictures/speed.svg`` in ``folder``; returns the page."""
-    raw = {
-        "machine": machine(hardware), "peaks": vars(peaks), "duels": [o.as_json() for o in outcomes],
-        "roofline": dict(roofs),
-    }  # fmt: skip
-    atomic.write_json(folder / "speed.json", raw)
-    atomic.write_text(folder / "pictures" / "speed.svg", _bars(outcomes))
-    lines = [
-        "# Speed, in turns with the peers",
-        "",
-        f"{machine(hardware)}. Command: `{command}`.",
-        "",
-        f"Peaks measured in the same run: {peaks.flops / 1e9:,.0f} GFLOP/s in products, "
-        f"{peaks.bandwidth / 1e9:.0f} GB/s from memory.",
-        "",
-        "Each pair took turns, who began changed every round; a ratio is the peer's time over ours in the same round, "
-        "given as the median with its quartiles. Memory is the most that the whole process held.",
-        "",
-        "| ours / peer | times as fast | quartiles | asked (aim) | ours, s | peer, s | our tokens/s "
-        "| ours, GiB | peer, GiB |",
-        "|---|---:|---|---|---:|---:|---:|---:|---:|",
-        *(_row(outcome) for outcome in outcomes),
-        "",
-        "![ratios](pictures/speed.svg)",
-        "",
-        "## Share of the roofline",
-        "",
-        "The least time that the products, or reading the weights, can take at these peaks, over the time taken.",
-        "",
-        "| step | share |",
-        "|---|---:|",
-        *(f"| {name} | {share:.0%} |" for name, share in roofs),
-        "",
-    ]
-    page = folder / "speed.md"
-    atomic.write_text(page, "\n".join(lines))
-    return page
+@dataclass(frozen=True)
+class Report:
+    """What a run of duels found.
+
+    Attributes:
+        command: how to repeat it.
+        missing: why a duel could not be fought, by its name.
+        roofs: our steps' shares of the roofline.
+    """
+
+    hardware: Hardware
+    peaks: Peaks
+    command: str
+    outcomes: Sequence[Outcome]
+    missing: Mapping[str, str]
+    roofs: Sequence[tuple[str, float]]
+
+    def write(self, folder: Path) -> Path:
+        """``speed.md``, ``speed.json`` and ``pictures/speed.svg`` in ``folder``; returns the page."""
+        raw = {
+            "machine": machine(self.hardware), "peaks": vars(self.peaks),
+            "duels": [o.as_json() for o in self.outcomes], "missing": self.missing, "roofline": dict(self.roofs),
+        }  # fmt: skip
+        atomic.write_json(folder / "speed.json", raw)
+        atomic.write_text(folder / "pictures" / "speed.svg", _bars(self.outcomes))
+        page = folder / "speed.md"
+        atomic.write_text(page, "\n".join(self._lines()))
+        return page
+
+    def _lines(self) -> list[str]:
+        return [
+            "# Speed, in turns with the peers",
+            "",
+            f"{machine(self.hardware)}. Command: `{self.command}`.",
+            "",
+            f"Peaks measured in the same run: {self.peaks.flops / 1e9:,.0f} GFLOP/s in products, "
+            f"{self.peaks.bandwidth / 1e9:.0f} GB/s from memory.",
+            "",
+            "Each pair took turns, who began changed every round; a ratio is the peer's time over ours in the same "
+            "round, given as the median with its quartiles. Memory is the most that the whole process held.",
+            "",
+            "| ours / peer | times as fast | quartiles | asked (aim) | ours, s | peer, s | our tokens/s "
+            "| ours, GiB | peer, GiB |",
+            "|---|---:|---|---|---:|---:|---:|---:|---:|",
+            *(_row(outcome) for outcome in self.outcomes),
+            *(f"| {name} | not measured: {why} |||||||||" for name, why in self.missing.items()),
+            "",
+            "![ratios](pictures/speed.svg)",
+            "",
+            "## Share of the roofline",
+            "",
+            "The least time that the products, or reading the weights, can take at these peaks, over the time taken.",
+            "",
+            "| step | share |",
+            "|---|---:|",
+            *(f"| {name} | {share:.0%} |" for name, share in self.roofs),
+            "",
+        ]
 
 
 def _row(o: Outcome) -> str:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from nestling.bench.setting import Material, prepare
 from nestling.cli.common import choose_hardware, hardware_options, workspace_option
-from nestling.errors import ConfigError
+from nestling.errors import BenchError, ConfigError
 from nestling.workspace import Workspace
 
 PEERS = Path(".bench/venv/bin/python")
@@ -64,16 +64,28 @@ def peers(python: Path, rounds: int, only: str | None, base: str, out: Path, dty
     """Duels with TRL, transformers and llama.cpp, in turns; writes speed.md."""
     from nestling.bench.duel import fight
     from nestling.bench.matches import Matches, roofline
-    from nestling.bench.report import write_speed
+    from nestling.bench.report import Report
     from nestling.bench.roofline import measure_peaks
 
     material = _material(root, base, dtype, threads)
     peaks = measure_peaks(material.hardware)
     chosen = [duel for duel in Matches(material, python).all() if not only or only in duel.name]
-    outcomes = [fight(duel, rounds, material.folder / "logs", click.echo) for duel in chosen]
     command = f"nestling bench peers --rounds {rounds}" + (f" --only '{only}'" if only else "")
-    page = write_speed(out, outcomes, roofline(material, outcomes, peaks), material.hardware, peaks, command)
-    click.echo(f"Written: {page}")
+    outcomes, missing = [], {}
+    for duel in chosen:  # the page grows with every duel: nothing is lost when one breaks off
+        try:
+            outcomes.append(fight(duel, rounds, material.folder / "logs", click.echo))
+        except BenchError as error:
+            missing[duel.name] = str(error)
+            click.echo(f"{duel.name}: {error}", err=True)
+        report = Report(
+            material.hardware, peaks, command, outcomes, missing, roofline(material, outcomes, peaks)
+        )
+        click.echo(f"Written: {report.write(out)}")
+    if missing:
+        raise BenchError(
+            f"{len(missing)} of {len(chosen)} duels could not be fought.", where=", ".join(missing)
+        )
 
 
 @bench.command()
