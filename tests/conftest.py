@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+os.environ.setdefault("GOMP_SPINCOUNT", "0")  # tests side by side are each other's busy neighbours
+
 import torch
 
 
