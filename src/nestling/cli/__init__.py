@@ -11,8 +11,6 @@ from nestling import __version__
 from nestling.compute.process import keep_memory, settle_libraries
 from nestling.errors import ConfigError, NestlingError
 
-settle_libraries()
-
 COMMANDS = {
     "up": ("run:up", "Get a base model, serve it, and raise it meanwhile."),
     "run": ("run:run", "Raise by a recipe, headless, and end with a report."),
@@ -36,6 +34,9 @@ COMMANDS = {
 
 COMPUTING = {"run", "sft", "rank", "reward-model", "ppo", "evaluate", "compare", "bench"}
 """Commands that compute for minutes on end."""
+
+# `up` computes nothing but chooses for the `run` that it starts, under the same conditions.
+settle_libraries(computing=bool((COMPUTING | {"up"}) & set(sys.argv[1:2])))
 
 
 class LazyGroup(click.Group):

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-_TUNED = "NESTLING_TUNED"
+_TUNED, _SPINS = "NESTLING_TUNED", "NESTLING_SPINS"
 
 # glibc hands every large tensor back to the system and asks for fresh zeroed pages the next time: 3.5 million page
 # faults in three training steps. Kept and backed by huge pages, the same steps take three quarters of the time
@@ -90,8 +90,11 @@ def spins() -> bool:
     return sys.platform.startswith("linux") and int(os.environ.get("GOMP_SPINCOUNT", "0")) > 0
 
 
-def settle_libraries() -> None:
+def settle_libraries(computing: bool) -> None:
     """Set what OpenMP and oneDNN read once; before torch is loaded. A user's own settings stay.
+
+    ``computing``: this process will do nothing else for minutes, so that its threads may spin (``SPINNING``). What it
+    starts that serves, sleeps.
 
     Waiting threads sleep: spinning ones starve when a neighbour is busy. On two cores every small operation took
     two scheduler ticks, 7,760 us instead of 168 us for a [16, 576] x [576, 1536] product. Sleeping costs a few
@@ -103,16 +106,20 @@ def settle_libraries() -> None:
     """
     for name, value in LIBRARY_SETTINGS.items():
         os.environ.setdefault(name, value)
+    if computing and not os.environ.keys() & SPINNING.keys():
+        os.environ.update(SPINNING | {_SPINS: "1"})
+    elif not computing and os.environ.pop(_SPINS, None):
+        for name in SPINNING:
+            os.environ.pop(name, None)
 
 
 def keep_memory() -> None:
-    """Start this command again with an allocator that keeps what it has and threads that spin for a moment; for long
-    computations on Linux.
+    """Start this command again with an allocator that keeps what it has; for long computations on Linux.
 
     Returns at once where that is not possible, already done, or the user has set tunables. The process keeps its
     number, its open files and its arguments.
     """
     if not sys.platform.startswith("linux") or _TUNED in os.environ or "GLIBC_TUNABLES" in os.environ:
         return
-    environment = SPINNING | os.environ | {_TUNED: "1", "GLIBC_TUNABLES": MALLOC_TUNABLES}
+    environment = os.environ | {_TUNED: "1", "GLIBC_TUNABLES": MALLOC_TUNABLES}
     os.execve(sys.executable, [sys.executable, "-m", "nestling", *sys.argv[1:]], environment)
