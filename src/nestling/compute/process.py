@@ -108,9 +108,9 @@ def settle_libraries(computing: bool) -> None:
         os.environ.setdefault(name, value)
     if computing and not os.environ.keys() & SPINNING.keys():
         os.environ.update(SPINNING | {_SPINS: "1"})
-    elif not computing and os.environ.pop(_SPINS, None):
-        for name in SPINNING:
-            os.environ.pop(name, None)
+    elif not computing and _SPINS in os.environ:
+        for name in (*SPINNING, _SPINS):
+            os.environ.pop(name, "")
 
 
 def keep_memory() -> None:
