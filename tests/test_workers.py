@@ -216,3 +216,24 @@ def test_two_workers_where_neighbours_take_the_cores() -> None:
             process.kill()
             process.wait()
     assert told.stdout.strip() == "2", told.stderr
+
+
+def test_what_computes_spins_and_what_it_starts_to_serve_does_not() -> None:
+    ask = "from nestling.compute.process import settle_libraries, spins; settle_libraries({}); print(spins())"
+    serve = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {ask.format(False)!r}])"
+    program = f"{ask.format(True)}; {serve}"
+
+    def told(**environment: str) -> list[str]:
+        clean = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+        done = subprocess.run(
+            [sys.executable, "-uc", program],
+            env=clean | environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.split()
+
+    if sys.platform.startswith("linux"):
+        assert told() == ["True", "False"]
+    assert told(GOMP_SPINCOUNT="0") == ["False", "False"]  # a user's own setting stays
