@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from nestling.bench import quick
 from nestling.bench.duel import Contender, Duel, Outcome, Player, fight, quartiles
 from nestling.bench.growth import Point, law
-from nestling.bench.race import Judge, Runner, run, runners, write_race
+from nestling.bench.learning import USUAL, VARIANTS, difference, write_learning
+from nestling.bench.race import OURS, Judge, Runner, Start, run, write_race
 from nestling.bench.report import Report
 from nestling.bench.roofline import Peaks, Shape, decode_seconds, measure_peaks, step_flops
 from nestling.bench.setting import Material, lay_down
@@ -191,18 +192,43 @@ def test_a_rival_that_does_not_learn_counts_at_its_whole_budget(material: Materi
     assert "Median ratio: **10.0**" in page
 
 
-@pytest.mark.slow
-def test_our_side_of_the_race_learns_saves_and_is_judged(material: Material, tmp_path: Path) -> None:
+@pytest.fixture
+def start(material: Material) -> Start:
     card = Card(kind="base", assistant="Nestling", licence="Apache-2.0", state="accepted", verdict="")
     policy = Version("policy", material.folder / "model", card)
-    reward = Version("reward", material.folder / "scorer", card)
-    ours, peers = runners(material, policy, reward, Path(sys.executable), 0, [])
-    assert peers == []
-    judge = Judge(reward.folder, material.tokenizer, material.hardware)
+    return Start(material, policy, Version("reward", material.folder / "scorer", card))
+
+
+@pytest.mark.slow
+def test_our_side_of_the_race_learns_saves_and_is_judged(start: Start) -> None:
+    ours, judge = (
+        start.ours(0),
+        Judge(start.reward.folder, start.material.tokenizer, start.material.hardware),
+    )
     said: list[str] = []
-    run([ours], 5, judge, judge(policy.folder), said.append)
+    run([ours], 5, judge, judge(start.policy.folder), said.append)
     assert len(ours.curve) == 2 and ours.curve[1][0] > 0 and len(said) == 1
     assert not list(ours.saves.glob("[0-9]*"))  # judged and dropped
-    again, _ = runners(material, policy, reward, Path(sys.executable), 0, [])
+    again = start.ours(0)
     run([again], 5, judge, 0.0, said.append)
     assert again.curve == ours.curve and "done before" in said[-1]  # what was run is not run again
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [{"other_workers": True}, {"ours": OURS | {"lora": {"rank": 2, "alpha": 4}, "critic": "separate"}}],
+)
+def test_a_run_by_other_settings_learns_too(start: Start, more: dict[str, Any]) -> None:
+    learner = start.runner("other", 0, "ours", {"kind": "race", "ours": OURS} | more)
+    judge = Judge(start.reward.folder, start.material.tokenizer, start.material.hardware)
+    run([learner], 5, judge, 0.0, lambda _: None)
+    assert len(learner.curve) == 2
+
+
+def test_what_is_learned_is_compared_by_seed(material: Material, tmp_path: Path) -> None:
+    found = {name: [runner((0, 0.1), (2, r + n / 10)) for r in (0.5, 0.7)] for n, name in enumerate(VARIANTS)}
+    assert difference([0.6, 0.8], [0.5, 0.7]) == pytest.approx((0.1, 0.0))
+    page = write_learning(tmp_path, material.hardware, 0.1, found, "the command").read_text()
+    assert f"| {USUAL} | 0.500, 0.700 | 0.600 |  | 2.0 |" in page
+    assert "0.600, 0.800 | 0.700 | +0.100 ± 0.000 | 2.0 |" in page

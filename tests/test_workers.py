@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nestling.compute.device import Hardware, detect
-from nestling.compute.process import SPINNING
 from nestling.compute.workers import Workers
 from nestling.data.packing import deal
 from nestling.errors import ConfigError, RequestError
@@ -199,23 +198,6 @@ def test_hardware_names_its_workers() -> None:
     with pytest.raises(ConfigError, match="3 workers cannot share 2 threads"):
         detect("float32", threads=2, workers=3)
     torch.set_num_threads(1)
-
-
-def test_two_workers_where_neighbours_take_the_cores() -> None:
-    """A process whose threads spin asks whether they are held up; here they are, by a busy loop on every core."""
-    program = "from nestling.compute.device import detect; print(detect('float32', 2).workers)"
-    busy = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))
-    ]
-    try:
-        told = subprocess.run(
-            [sys.executable, "-c", program], env=os.environ | SPINNING, capture_output=True, text=True
-        )
-    finally:
-        for process in busy:
-            process.kill()
-            process.wait()
-    assert told.stdout.strip() == "2", told.stderr
 
 
 def test_what_computes_spins_and_what_it_starts_to_serve_does_not() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from nestling.data.packing import walk
 from nestling.generation.protocol import Sampling
 from nestling.generation.side_by_side import SideBySide
 from nestling.model.hf_folder import LoadedModel, load_model, save_model
+from nestling.model.lora import merge_lora
 from nestling.model.scorer import load_scorer
 from nestling.rewards.terms import LearnedScore, RewardMix, Unfinished
 from nestling.text.samples import TokenSample
@@ -33,8 +36,9 @@ LONG = 1000
 
 
 def hardware_of(setting: dict[str, Any]) -> Hardware:
-    """What our command line has chosen."""
-    return Hardware("cpu", setting["dtype"], setting["threads"], setting["workers"]).apply()
+    """What our command line has chosen; ``other_workers`` takes two instead of one, or one instead of two."""
+    workers = 3 - setting["workers"] if setting.get("other_workers") else setting["workers"]
+    return Hardware("cpu", setting["dtype"], setting["threads"], workers).apply()
 
 
 def scratch(setting: dict[str, Any]) -> Path:
@@ -84,9 +88,8 @@ def race(setting: dict[str, Any]) -> Turn:
     )  # fmt: skip
     reward = RewardMix([(LearnedScore(scorer, workers=workers), 1.0), (Unfinished(), -1.0)])
     engine = SideBySide(model, workers, max_batch=setting["answers"])
-    stage = _GivenPrompts(
-        Networks(model, config), engine, [Prompt([])], reward, config, Path(setting["saves"]), workers
-    )
+    networks = Networks(model, config, critic_of(model, scorer, config))
+    stage = _GivenPrompts(networks, engine, [Prompt([])], reward, config, Path(setting["saves"]), workers)
     stage.given = setting["prompts"]
     steps = itertools.count(1)
 
@@ -97,10 +100,17 @@ def race(setting: dict[str, Any]) -> Turn:
         if number % setting["save_every"] == 0:
             folder = Path(setting["saves"]) / str(number)
             folder.mkdir()
-            save_model(folder, model)
+            save_model(folder, _merged(model) if config.lora else model)
         return {"seconds": seconds}
 
     return turn
+
+
+def _merged(model: LoadedModel) -> LoadedModel:
+    """A copy with its adapters merged; training goes on with them."""
+    decoder = copy.deepcopy(model.decoder)
+    merge_lora(decoder)
+    return replace(model, decoder=decoder)
 
 
 class _GivenPrompts(PPO):

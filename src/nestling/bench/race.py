@@ -98,18 +98,23 @@ def _rendered(split: Any, tokenizer: Tokenizer) -> Iterator[list[int]]:
                     yield ids
 
 
-def runners(
-    material: Material, policy: Version, reward: Version, python: Path, seed: int, settings: Sequence[str]
-) -> tuple[Runner, list[Runner]]:
-    """Ours and TRL's by these settings, all from ``policy`` and with ``reward``."""
-    scorer = load_scorer(reward.folder, material.hardware.torch_dtype)
-    common = {
-        "model": str(policy.folder), "scorer": str(reward.folder), "score_mean": scorer.mean, "score_std": scorer.std,
-        "prompts": list(_rendered("train", material.tokenizer)), "answers": ANSWERS, "answer_tokens": ANSWER_TOKENS,
-        "save_every": SAVE_EVERY, "seed": seed,
-    }  # fmt: skip
+@dataclass(frozen=True)
+class Start:
+    """What every run of a race starts from: a policy's weights, and the reward model all learn from."""
 
-    def runner(name: str, program: str, more: dict[str, Any], **who: Any) -> Runner:
+    material: Material
+    policy: Version
+    reward: Version
+
+    def runner(self, name: str, seed: int, program: str, more: dict[str, Any], **who: Any) -> Runner:
+        """A run by ``program`` with ``more`` settings; its folder is its own, as are its curves of other machines."""
+        material = self.material
+        scorer = load_scorer(self.reward.folder, material.hardware.torch_dtype)
+        common = {
+            "model": str(self.policy.folder), "scorer": str(self.reward.folder), "score_mean": scorer.mean,
+            "score_std": scorer.std, "prompts": list(_rendered("train", material.tokenizer)), "answers": ANSWERS,
+            "answer_tokens": ANSWER_TOKENS, "save_every": SAVE_EVERY, "seed": seed,
+        }  # fmt: skip
         slug = "".join(c if c.isalnum() else "-" for c in f"{name}-{seed}")
         slug += f"-{digest([processor(), material.common, common, more])[:8]}"
         saves = material.folder / "race" / slug
@@ -117,9 +122,12 @@ def runners(
         setting = material.write(f"race-{slug}", common | more | {"saves": str(saves)})
         return Runner(name, Contender(name, program, setting, **who), saves)
 
-    ours = runner("Nestling", "ours", {"kind": "race", "ours": OURS})
-    peers = [runner(f"TRL, {name}", "trl_race.py", {"trl": TRL[name]}, python=python) for name in settings]
-    return ours, peers
+    def ours(self, seed: int) -> Runner:
+        return self.runner("Nestling", seed, "ours", {"kind": "race", "ours": OURS})
+
+    def trl(self, seed: int, setting: str, python: Path) -> Runner:
+        """TRL's PPO by one of the settings in ``TRL``."""
+        return self.runner(f"TRL, {setting}", seed, "trl_race.py", {"trl": TRL[setting]}, python=python)
 
 
 def run(

@@ -103,23 +103,50 @@ def peers(python: Path, rounds: int, only: str | None, base: str, out: Path, dty
 def race(python: Path, policy: str, reward_model: str, seeds: int, iterations: int, trials: int, base: str, out: Path,
          dtype: str, threads: int, root: str | None) -> None:  # fmt: skip
     """Minutes to the same held-out reward, beside TRL at its best settings; writes race.md."""
-    from nestling.bench.race import TRL, Judge, run, runners, write_race
+    from nestling.bench.race import TRL, Judge, Start, run, write_race
 
     material, versions = _material(root, base, dtype, threads), Workspace(root).versions
-    start, reward = versions.get(policy), versions.get(reward_model)
-    judge = Judge(reward.folder, material.tokenizer, material.hardware)
-    first = judge(start.folder)
-    _, tried = runners(material, start, reward, python, 0, list(TRL))
+    start = Start(material, versions.get(policy), versions.get(reward_model))
+    judge = Judge(start.reward.folder, material.tokenizer, material.hardware)
+    first = judge(start.policy.folder)
+    tried = [start.trl(0, setting, python) for setting in TRL]
     for trial in tried:
         run([trial], trials, judge, first, click.echo)
     best = list(TRL)[max(range(len(tried)), key=lambda i: tried[i].best)]
     pairs = []
     for seed in range(seeds):
-        ours, peers = runners(material, start, reward, python, seed, [best])
-        run([ours, *peers], iterations, judge, first, click.echo)
-        pairs.append((ours, peers[0]))
+        pairs.append((start.ours(seed), start.trl(seed, best, python)))
+        run(pairs[-1], iterations, judge, first, click.echo)
     command = f"nestling bench race --policy {policy} --reward-model {reward_model} --seeds {seeds}"
     click.echo(f"Written: {write_race(out, material, tried, pairs, f'{command} --iterations {iterations}')}")
+
+
+@bench.command()
+@click.option("--policy", required=True, metavar="VERSION", help="Whose weights all start from.")
+@click.option("--reward-model", required=True, metavar="VERSION", help="What all learn from.")
+@click.option("--seeds", type=click.IntRange(2), default=3, show_default=True, help="Runs of each setting.")
+@click.option("--iterations", type=click.IntRange(5), default=20, show_default=True, help="Of each run.")
+@shared_options
+def learning(policy: str, reward_model: str, seeds: int, iterations: int, base: str, out: Path, dtype: str,
+             threads: int, root: str | None) -> None:  # fmt: skip
+    """The held-out reward with and without each choice that saves time; writes learning.md."""
+    from nestling.bench.learning import VARIANTS, write_learning
+    from nestling.bench.race import Judge, Start, run
+
+    material, versions = _material(root, base, dtype, threads), Workspace(root).versions
+    start = Start(material, versions.get(policy), versions.get(reward_model))
+    judge = Judge(start.reward.folder, material.tokenizer, material.hardware)
+    first = judge(start.policy.folder)
+    found = {
+        name: [start.runner(name, seed, "ours", {"kind": "race"} | more) for seed in range(seeds)]
+        for name, more in VARIANTS.items()
+    }
+    for same_seed in zip(*found.values(), strict=True):
+        for runner in same_seed:
+            run([runner], iterations, judge, first, click.echo)
+    command = f"nestling bench learning --policy {policy} --reward-model {reward_model} --seeds {seeds}"
+    page = write_learning(out, material.hardware, first, found, f"{command} --iterations {iterations}")
+    click.echo(f"Written: {page}")
 
 
 @bench.command()

@@ -90,7 +90,7 @@ def spins() -> bool:
     return sys.platform.startswith("linux") and int(os.environ.get("GOMP_SPINCOUNT", "0")) > 0
 
 
-def settle_libraries(computing: bool) -> None:
+def settle_libraries(computing: bool = False) -> None:
     """Set what OpenMP and oneDNN read once; before torch is loaded. A user's own settings stay.
 
     ``computing``: this process will do nothing else for minutes, so that its threads may spin (``SPINNING``). What it
