@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nestling.bench import quick
 from nestling.bench.duel import Contender, Duel, Outcome, Player, fight, quartiles
 from nestling.bench.growth import Point, law
-from nestling.bench.learning import USUAL, VARIANTS, difference, write_learning
+from nestling.bench.learning import USUAL, difference, variants, write_learning
 from nestling.bench.race import OURS, Judge, Runner, Start, run, write_race
 from nestling.bench.report import Report
 from nestling.bench.roofline import Peaks, Shape, decode_seconds, measure_peaks, step_flops
@@ -201,10 +201,8 @@ def start(material: Material) -> Start:
 
 @pytest.mark.slow
 def test_our_side_of_the_race_learns_saves_and_is_judged(start: Start) -> None:
-    ours, judge = (
-        start.ours(0),
-        Judge(start.reward.folder, start.material.tokenizer, start.material.hardware),
-    )
+    ours = start.ours(0)
+    judge = Judge(start.reward.folder, start.material.tokenizer, start.material.hardware)
     said: list[str] = []
     run([ours], 5, judge, judge(start.policy.folder), said.append)
     assert len(ours.curve) == 2 and ours.curve[1][0] > 0 and len(said) == 1
@@ -217,7 +215,7 @@ def test_our_side_of_the_race_learns_saves_and_is_judged(start: Start) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
-    [{"other_workers": True}, {"ours": OURS | {"lora": {"rank": 2, "alpha": 4}, "critic": "separate"}}],
+    [{"workers": 1}, {"ours": OURS | {"lora": {"rank": 2, "alpha": 4}, "critic": "separate"}}],
 )
 def test_a_run_by_other_settings_learns_too(start: Start, more: dict[str, Any]) -> None:
     learner = start.runner("other", 0, "ours", {"kind": "race", "ours": OURS} | more)
@@ -227,7 +225,10 @@ def test_a_run_by_other_settings_learns_too(start: Start, more: dict[str, Any]) 
 
 
 def test_what_is_learned_is_compared_by_seed(material: Material, tmp_path: Path) -> None:
-    found = {name: [runner((0, 0.1), (2, r + n / 10)) for r in (0.5, 0.7)] for n, name in enumerate(VARIANTS)}
+    found = {
+        name: [runner((0, 0.1), (2, r + n / 10)) for r in (0.5, 0.7)]
+        for n, name in enumerate(variants(material.hardware))
+    }
     assert difference([0.6, 0.8], [0.5, 0.7]) == pytest.approx((0.1, 0.0))
     page = write_learning(tmp_path, material.hardware, 0.1, found, "the command").read_text()
     assert f"| {USUAL} | 0.500, 0.700 | 0.600 |  | 2.0 |" in page

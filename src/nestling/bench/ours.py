@@ -36,9 +36,8 @@ LONG = 1000
 
 
 def hardware_of(setting: dict[str, Any]) -> Hardware:
-    """What our command line has chosen; ``other_workers`` takes two instead of one, or one instead of two."""
-    workers = 3 - setting["workers"] if setting.get("other_workers") else setting["workers"]
-    return Hardware("cpu", setting["dtype"], setting["threads"], workers).apply()
+    """What our command line has chosen."""
+    return Hardware("cpu", setting["dtype"], setting["threads"], setting["workers"]).apply()
 
 
 def scratch(setting: dict[str, Any]) -> Path:

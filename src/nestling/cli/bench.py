@@ -130,7 +130,7 @@ def race(python: Path, policy: str, reward_model: str, seeds: int, iterations: i
 def learning(policy: str, reward_model: str, seeds: int, iterations: int, base: str, out: Path, dtype: str,
              threads: int, root: str | None) -> None:  # fmt: skip
     """The held-out reward with and without each choice that saves time; writes learning.md."""
-    from nestling.bench.learning import VARIANTS, write_learning
+    from nestling.bench.learning import variants, write_learning
     from nestling.bench.race import Judge, Start, run
 
     material, versions = _material(root, base, dtype, threads), Workspace(root).versions
@@ -139,7 +139,7 @@ def learning(policy: str, reward_model: str, seeds: int, iterations: int, base: 
     first = judge(start.policy.folder)
     found = {
         name: [start.runner(name, seed, "ours", {"kind": "race"} | more) for seed in range(seeds)]
-        for name, more in VARIANTS.items()
+        for name, more in variants(material.hardware).items()
     }
     for same_seed in zip(*found.values(), strict=True):
         for runner in same_seed:

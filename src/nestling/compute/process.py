@@ -87,7 +87,7 @@ instead of 57, and fine-tuning 5 % faster, a reward model 25 %, than two workers
 
 def spins() -> bool:
     """Whether this process's OpenMP threads look for new work before they sleep."""
-    return sys.platform.startswith("linux") and int(os.environ.get("GOMP_SPINCOUNT", "0")) > 0
+    return sys.platform.startswith("linux") and os.environ.get("GOMP_SPINCOUNT", "0") != "0"
 
 
 def settle_libraries(computing: bool = False) -> None:

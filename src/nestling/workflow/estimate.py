@@ -28,7 +28,7 @@ class Shares:
 
 # Fitted to quickstarts on two cores, with the server and an open page beside them. Faster products leave more of the
 # time to everything else.
-SHARES = {"bfloat16": Shares(0.36, 0.41, 0.19), "float32": Shares(0.67, 0.9, 0.6)}
+SHARES = {"bfloat16": Shares(0.22, 0.36, 0.16), "float32": Shares(0.67, 0.9, 0.6)}
 KEPT = 1.9e9  # bytes: the process, its kernels, answering, and what the allocator keeps between pieces of other sizes
 ACTIVATIONS = 14.7  # numbers kept for the backward pass by each token and layer, in hidden sizes
 PROMPT, ANSWER, LONG_ANSWER = 45, 30, 60  # tokens; the base seldom ends by itself
