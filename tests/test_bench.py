@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nestling.bench import quick
 from nestling.bench.duel import Contender, Duel, Outcome, Player, fight, quartiles
-from nestling.bench.growth import Point, law
+from nestling.bench.growth import line, power
 from nestling.bench.learning import USUAL, difference, variants, write_learning
 from nestling.bench.race import OURS, Judge, Runner, Start, run, write_race
 from nestling.bench.report import Report
@@ -137,8 +137,16 @@ def test_peaks_are_positive_and_finite() -> None:
 
 @given(st.floats(0.2, 3), st.floats(1e-3, 10))
 def test_a_power_law_is_found_again(exponent: float, constant: float) -> None:
-    points = [Point(x, constant * x**exponent, 0) for x in (2.0, 4.0, 16.0)]
-    assert law(points) == pytest.approx((exponent, constant))
+    values = [2.0, 4.0, 16.0]
+    assert power(values, [constant * x**exponent for x in values]) == pytest.approx(exponent)
+
+
+@given(st.floats(0.1, 10), st.floats(1e-3, 10))
+def test_a_line_is_found_again(fixed: float, each: float) -> None:
+    values = [2.0, 4.0, 16.0]
+    found = line(values, [fixed + each * x for x in values])
+    assert (found.fixed, found.each) == pytest.approx((fixed, each), abs=1e-6)
+    assert found.off == pytest.approx(0, abs=1e-6)
 
 
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=9))

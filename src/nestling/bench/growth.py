@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure as Canvas
 
 from nestling.bench.duel import Contender, Player, quartiles
-from nestling.bench.report import GIB, machine
+from nestling.bench.report import CPU_ONLY, GIB, machine
 from nestling.bench.setting import PROMPT_TOKENS, SEED, Material, lay_down
 from nestling.errors import BenchError
 from nestling.evaluation.plots import as_svg, plain
@@ -106,34 +106,56 @@ def measure(
     return points, missing
 
 
-def law(points: Sequence[Point]) -> tuple[float, float]:
-    """(exponent, constant) of seconds = constant * value ** exponent, by least squares of the logarithms."""
-    x, y = (
-        [math.log(v) for v in values] for values in ([p.value for p in points], [p.seconds for p in points])
-    )
-    exponent, constant = np.polyfit(x, y, 1)
-    return float(exponent), math.exp(constant)
+@dataclass(frozen=True)
+class Line:
+    """What is measured = fixed + each * value; ``off``: how far it is from a measurement at most, as a share of it."""
+
+    fixed: float
+    each: float
+    off: float
+
+
+def line(values: Sequence[float], measured: Sequence[float]) -> Line:
+    """The line whose relative errors have the least squares: small points count as much as large ones."""
+    each, fixed = np.polyfit(values, measured, 1, w=1 / np.asarray(measured))
+    off = max(abs(fixed + each * x - y) / y for x, y in zip(values, measured, strict=True))
+    return Line(float(fixed), float(each), float(off))
+
+
+def power(values: Sequence[float], measured: Sequence[float]) -> float:
+    """The exponent of the power law that fits best, by least squares of the logarithms."""
+    exponent, _ = np.polyfit([math.log(x) for x in values], [math.log(y) for y in measured], 1)
+    return float(exponent)
 
 
 def write_growth(
     folder: Path, material: Material, results: Sequence[tuple[Series, list[Point], list[str]]]
 ) -> Path:
     """``growth.md`` and its picture."""
-    lines = ["# How cost grows", "", f"{machine(material.hardware)}. Command: `nestling bench growth`.", ""]
+    lines = [
+        "# How cost grows", "", f"{machine(material.hardware)}. Command: `nestling bench growth`.", "", CPU_ONLY, "",
+    ]  # fmt: skip
     for found, points, missing in results:
         lines += [f"## {found.name}", "", f"| {found.axis} | seconds | GiB |", "|---:|---:|---:|"]
         lines += [f"| {p.value:g} | {p.seconds:.2f} | {p.peak / GIB:.2f} |" for p in points]
         if len(points) > 1:
-            exponent, constant = law(points)
-            lines += [
-                "",
-                f"Time grows with the power {exponent:.2f}: about {constant:.3g} s x value^{exponent:.2f}.",
-            ]
+            lines += ["", _laws(points)]
         lines += [f"Could not be run: {reason}" for reason in missing] + [""]
     atomic.write_text(folder / "pictures" / "growth.svg", _curves(results))
     page = folder / "growth.md"
     atomic.write_text(page, "\n".join([*lines, "![growth](pictures/growth.svg)", ""]))
     return page
+
+
+def _laws(points: Sequence[Point]) -> str:
+    values = [p.value for p in points]
+    seconds, memory = [p.seconds for p in points], [p.peak / GIB for p in points]
+    time, space = line(values, seconds), line(values, memory)
+    return (
+        f"Time is {time.fixed:.3g} s + {time.each:.3g} s x value (within {time.off:.0%} of every point; as a power "
+        f"law value^{power(values, seconds):.2f}), memory {space.fixed:.3g} GiB + {space.each:.3g} GiB x value "
+        f"(within {space.off:.0%})."
+    )
 
 
 def _curves(results: Sequence[tuple[Series, list[Point], list[str]]]) -> str:

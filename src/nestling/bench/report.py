@@ -19,6 +19,7 @@ from nestling.evaluation.plots import as_svg, plain
 from nestling.workspace import atomic
 
 GIB = 2**30
+CPU_ONLY = "Measured on a CPU. On accelerators the same code computes; nothing of this was run there."
 
 
 def machine(hardware: Hardware) -> str:
@@ -81,7 +82,7 @@ class Report:
             f"{self.peaks.bandwidth / 1e9:.0f} GB/s from memory.",
             "",
             "Each pair took turns, who began changed every round; a ratio is the peer's time over ours in the same "
-            "round, given as the median with its quartiles. Memory is the most that the whole process held.",
+            f"round, given as the median with its quartiles. Memory is the most that the whole process held. {CPU_ONLY}",
             "",
             "| ours / peer | times as fast | quartiles | asked (aim) | ours, s | peer, s | our tokens/s "
             "| ours, GiB | peer, GiB |",
