@@ -82,7 +82,9 @@ class Report:
             f"{self.peaks.bandwidth / 1e9:.0f} GB/s from memory.",
             "",
             "Each pair took turns, who began changed every round; a ratio is the peer's time over ours in the same "
-            f"round, given as the median with its quartiles. Memory is the most that the whole process held. {CPU_ONLY}",
+            "round, given as the median with its quartiles. Memory is the most that the whole process held.",
+            "",
+            CPU_ONLY,
             "",
             "| ours / peer | times as fast | quartiles | asked (aim) | ours, s | peer, s | our tokens/s "
             "| ours, GiB | peer, GiB |",
