@@ -37,10 +37,10 @@ NOTICED = 0.1
 
 OURS: dict[str, Any] = {"prompts": 4, "samples": 4, "learning_rate": 3e-5, "kl_coef": 0.03, "epochs": 2}
 TRL: dict[str, dict[str, Any]] = {
-    "1e-6, 4 epochs": {"learning_rate": 1e-6, "num_ppo_epochs": 4},
     "3e-6, 4 epochs (its default)": {"learning_rate": 3e-6, "num_ppo_epochs": 4},
     "1e-5, 4 epochs": {"learning_rate": 1e-5, "num_ppo_epochs": 4},
-    "1e-5, 1 epoch": {"learning_rate": 1e-5, "num_ppo_epochs": 1},
+    "3e-5, 2 epochs, KL 0.03 (as ours)": {"learning_rate": 3e-5, "num_ppo_epochs": 2, "kl_coef": 0.03},
+    "1e-4, 1 epoch": {"learning_rate": 1e-4, "num_ppo_epochs": 1},
 }
 
 

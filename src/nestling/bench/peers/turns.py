@@ -26,8 +26,11 @@ class Turns:
         self._start = 0.0
 
     def wait(self, **about: Any) -> bool:
-        """Say that everything is ready, or was done, and wait for the next turn; False when there is none."""
-        self._out.write(json.dumps(about | {"peak": _peak()}) + "\n")
+        """Say that everything is ready, or was done, and wait for the next turn; False when there is none.
+
+        The peak of memory is this process's, unless ``about`` holds that of another one that did the work.
+        """
+        self._out.write(json.dumps({"peak": _peak()} | about) + "\n")
         if not sys.stdin.readline():
             return False
         self._start = time.perf_counter()
