@@ -14,7 +14,7 @@ from typing import Any
 
 from matplotlib.figure import Figure as Canvas
 
-from nestling.bench.duel import Contender, Player
+from nestling.bench.duel import PEERS, Contender, Player
 from nestling.bench.report import machine, processor
 from nestling.bench.setting import Material
 from nestling.compute.device import Hardware
@@ -107,7 +107,10 @@ class Start:
     reward: Version
 
     def runner(self, name: str, seed: int, program: str, more: dict[str, Any], **who: Any) -> Runner:
-        """A run by ``program`` with ``more`` settings; its folder is its own, as are its curves of other machines."""
+        """A run by ``program`` with ``more`` settings.
+
+        Its folder is its own: curves of other machines, settings or programs are not taken for its.
+        """
         material = self.material
         scorer = load_scorer(self.reward.folder, material.hardware.torch_dtype)
         common = {
@@ -116,7 +119,8 @@ class Start:
             "answer_tokens": ANSWER_TOKENS, "save_every": SAVE_EVERY, "seed": seed,
         }  # fmt: skip
         slug = "".join(c if c.isalnum() else "-" for c in f"{name}-{seed}")
-        slug += f"-{digest([processor(), material.common, common, more])[:8]}"
+        peer = "" if program == "ours" else (PEERS / program).read_text("utf-8")
+        slug += f"-{digest([processor(), material.common, common, more, peer])[:8]}"
         saves = material.folder / "race" / slug
         saves.mkdir(parents=True, exist_ok=True)
         setting = material.write(f"race-{slug}", common | more | {"saves": str(saves)})
