@@ -209,13 +209,13 @@ def start(material: Material) -> Start:
 
 @pytest.mark.slow
 def test_our_side_of_the_race_learns_saves_and_is_judged(start: Start) -> None:
-    ours = start.ours(0)
+    ours = start.ours(0, next(iter(OURS)))
     judge = Judge(start.reward.folder, start.material.tokenizer, start.material.hardware)
     said: list[str] = []
     run([ours], 5, judge, judge(start.policy.folder), said.append)
     assert len(ours.curve) == 2 and ours.curve[1][0] > 0 and len(said) == 1
     assert not list(ours.saves.glob("[0-9]*"))  # judged and dropped
-    again = start.ours(0)
+    again = start.ours(0, next(iter(OURS)))
     run([again], 5, judge, 0.0, said.append)
     assert again.curve == ours.curve and "done before" in said[-1]  # what was run is not run again
 
@@ -223,10 +223,10 @@ def test_our_side_of_the_race_learns_saves_and_is_judged(start: Start) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
-    [{"workers": 1}, {"ours": OURS | {"lora": {"rank": 2, "alpha": 4}, "critic": "separate"}}],
+    [{"workers": 1}, {"ours": OURS["1e-4, 1 epoch"] | {"lora": {"rank": 2, "alpha": 4}, "critic": "separate"}}],
 )
 def test_a_run_by_other_settings_learns_too(start: Start, more: dict[str, Any]) -> None:
-    learner = start.runner("other", 0, "ours", {"kind": "race", "ours": OURS} | more)
+    learner = start.runner("other", 0, "ours", {"kind": "race", "ours": OURS["1e-4, 1 epoch"]} | more)
     judge = Judge(start.reward.folder, start.material.tokenizer, start.material.hardware)
     run([learner], 5, judge, 0.0, lambda _: None)
     assert len(learner.curve) == 2

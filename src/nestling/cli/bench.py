@@ -97,25 +97,31 @@ def peers(python: Path, rounds: int, only: str | None, base: str, out: Path, dty
     "--iterations", type=click.IntRange(5), default=40, show_default=True, help="Of each run of a pair."
 )
 @click.option(
-    "--trials", type=click.IntRange(5), default=20, show_default=True, help="Iterations to find TRL's best."
+    "--trials",
+    type=click.IntRange(5),
+    default=20,
+    show_default=True,
+    help="Iterations to find each side's best setting.",
 )
 @shared_options
 def race(python: Path, policy: str, reward_model: str, seeds: int, iterations: int, trials: int, base: str, out: Path,
          dtype: str, threads: int, root: str | None) -> None:  # fmt: skip
     """Minutes to the same held-out reward, beside TRL at its best settings; writes race.md."""
-    from nestling.bench.race import TRL, Judge, Start, run, write_race
+    from nestling.bench.race import OURS, TRL, Judge, Start, run, write_race
 
     material, versions = _material(root, base, dtype, threads), Workspace(root).versions
     start = Start(material, versions.get(policy), versions.get(reward_model))
     judge = Judge(start.reward.folder, material.tokenizer, material.hardware)
     first = judge(start.policy.folder)
-    tried = [start.trl(0, setting, python) for setting in TRL]
+    theirs = {setting: start.trl(0, setting, python) for setting in TRL}
+    ours = {setting: start.ours(0, setting) for setting in OURS}
+    tried = [*theirs.values(), *ours.values()]
     for trial in tried:
         run([trial], trials, judge, first, click.echo)
-    best = list(TRL)[max(range(len(tried)), key=lambda i: tried[i].best)]
+    our_best, their_best = (max(side, key=lambda name: side[name].best) for side in (ours, theirs))
     pairs = []
     for seed in range(seeds):
-        pairs.append((start.ours(seed), start.trl(seed, best, python)))
+        pairs.append((start.ours(seed, our_best), start.trl(seed, their_best, python)))
         run(pairs[-1], iterations, judge, first, click.echo)
     command = f"nestling bench race --policy {policy} --reward-model {reward_model} --seeds {seeds}"
     click.echo(f"Written: {write_race(out, material, tried, pairs, f'{command} --iterations {iterations}')}")
