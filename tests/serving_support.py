@@ -30,6 +30,7 @@ from nestling.model.decoder import Decoder
 from nestling.model.hf_folder import LoadedModel, load_model, save_model
 from nestling.serving import Server, ServerSettings, create_app, serve
 from nestling.text.tokenizer import Tokenizer
+from nestling.workflow.progress import ProgressReader
 from nestling.workspace import Card, Version, Workspace
 
 Pieces = Sequence[str | tuple[str, ...]]
@@ -101,14 +102,16 @@ def load_engine(version: Version) -> Engine:
 
 
 def make_app(workspace: Workspace, settings: ServerSettings) -> FastAPI:
-    """The app of both kinds of server below. Its progress is whatever ``progress.json`` says."""
+    """The app of both kinds of server below. Its progress is what ``progress.json`` says, or else the newest run."""
     torch.set_num_threads(1)
     path = workspace.root / "progress.json"
 
-    def progress() -> dict[str, Any] | None:
-        return json.loads(path.read_text()) if path.exists() else None
+    reader = ProgressReader(workspace)
 
-    return create_app(workspace, load_engine, settings, progress)
+    def progress() -> dict[str, Any] | None:
+        return json.loads(path.read_text()) if path.exists() else reader()
+
+    return create_app(workspace, load_engine, settings, progress, reader.curves)
 
 
 class LiveServer:

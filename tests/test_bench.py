@@ -223,7 +223,10 @@ def test_our_side_of_the_race_learns_saves_and_is_judged(start: Start) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
-    [{"workers": 1}, {"ours": OURS["1e-4, 1 epoch"] | {"lora": {"rank": 2, "alpha": 4}, "critic": "separate"}}],
+    [
+        {"workers": 1},
+        {"ours": OURS["1e-4, 1 epoch"] | {"lora": {"rank": 2, "alpha": 4}, "critic": "separate"}},
+    ],
 )
 def test_a_run_by_other_settings_learns_too(start: Start, more: dict[str, Any]) -> None:
     learner = start.runner("other", 0, "ours", {"kind": "race", "ours": OURS["1e-4, 1 epoch"]} | more)

@@ -12,7 +12,14 @@ from sqlalchemy import select
 
 from nestling.cli import cli
 from nestling.errors import DataError, WorkspaceError
-from nestling.feedback import Recorder, export, preference_rows, ranking_rows, scalar_rows
+from nestling.feedback import (
+    Recorder,
+    demonstration_rows,
+    export,
+    preference_rows,
+    ranking_rows,
+    scalar_rows,
+)
 from nestling.generation.protocol import Completion, Sampling
 from nestling.storage import ChatSession, Generation, open_database
 from nestling.text.messages import Message
@@ -96,6 +103,48 @@ def test_votes_become_rankings_preferences_and_labels(recorder: Recorder) -> Non
     ]
 
 
+def test_rankings_become_rows_and_pairs(recorder: Recorder) -> None:
+    a, b, c = answer(recorder, "A"), answer(recorder, "B", version="v2-sft"), answer(recorder, "C")
+    recorder.record_ranking([a, b, c], [1, 2, 3], client="mira")
+    recorder.record_ranking([c, a, b], [2, 1, 2], client="mira", reason="closer")  # mind changed
+    recorder.record_ranking([a, b, c], [3, 2, 1], all_bad=True, client="tom")
+    rows = list(ranking_rows(recorder.database))
+    assert [(row["completions"], row["ranks"]) for row in rows] == [
+        ([said("C"), said("A"), said("B")], [2, 1, 2]),
+        ([said("A"), said("B"), said("C")], [3, 2, 1]),
+    ]
+    assert rows[0]["versions"] == ["v1-base", "v1-base", "v2-sft"] and rows[0]["reason"] == "closer"
+    pairs = [(row["chosen"], row["rejected"], row["versions"]) for row in preference_rows(recorder.database)]
+    assert pairs == [
+        (said("A"), said("C"), ["v1-base", "v1-base"]),
+        (said("A"), said("B"), ["v1-base", "v2-sft"]),
+        (said("C"), said("B"), ["v1-base", "v2-sft"]),
+        (said("C"), said("A"), ["v1-base", "v1-base"]),
+        (said("B"), said("A"), ["v2-sft", "v1-base"]),
+    ]
+    labels = [(row["completion"], row["label"]) for row in scalar_rows(recorder.database)]
+    assert labels == [(said("A"), False), (said("B"), False), (said("C"), False)]
+
+
+def test_a_better_answer_is_ranked_above_and_demonstrated(recorder: Recorder) -> None:
+    a = answer(recorder, "A")
+    recorder.record_rewrite(a, "B", client="mira")
+    recorder.record_rewrite(a, " C \n", client="mira")  # mind changed
+    (row,) = ranking_rows(recorder.database)
+    assert (row["completions"], row["ranks"], row["finished"]) == (
+        [said("C"), said("A")],
+        [1, 2],
+        [True, True],
+    )
+    assert row["versions"] == [None, "v1-base"]
+    (demonstration,) = demonstration_rows(recorder.database)
+    assert demonstration["messages"] == [*PROMPT, *said("C")]
+    (label,) = scalar_rows(recorder.database)
+    assert (label["completion"], label["label"]) == (said("C"), True)
+    with pytest.raises(DataError, match="nothing was changed"):
+        recorder.record_rewrite(a, "A ")
+
+
 def test_export_writes_over_nothing(recorder: Recorder, tmp_path: Path) -> None:
     (tmp_path / "preferences.jsonl").write_text("mine")
     with pytest.raises(WorkspaceError, match=r"preferences\.jsonl: this exists already"):
@@ -113,6 +162,7 @@ def test_export_writes_jsonl(recorder: Recorder, tmp_path: Path) -> None:
         "rankings.jsonl": 1,
         "preferences.jsonl": 1,
         "feedback.jsonl": 1,
+        "demonstrations.jsonl": 0,
     }
     (line,) = (folder / "feedback.jsonl").read_text().strip("\n").split("\n")
     assert json.loads(line)["completion"] == said("A\n中\u2028")
@@ -128,6 +178,12 @@ def test_impossible_judgments_are_named(recorder: Recorder) -> None:
         recorder.record_comparison(a, other, "a")
     with pytest.raises(DataError, match="two different answers"):
         recorder.record_comparison(a, a, "tie")
+    for ids, ranks in (([a], [1]), ([a, a], [1, 2]), ([a, other], [1, 2])):
+        with pytest.raises(DataError, match="different answers to the same prompt"):
+            recorder.record_ranking(ids, ranks)
+    for ranks in ([1, 3], [2, 2], [0, 1], [1]):
+        with pytest.raises(DataError, match="does not rank 2 answers"):
+            recorder.record_ranking([a, other], ranks)
     assert list(scalar_rows(recorder.database)) == []
 
 

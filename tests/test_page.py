@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from sqlalchemy import func, select
 
 import nestling.serving
 from nestling.serving import hash_token
 from nestling.storage import Generation, Judgment, open_database
-from nestling.workspace import Workspace
+from nestling.workflow.progress import own_process
+from nestling.workspace import EventLog, Workspace
 from serving_support import LiveServer, publish, running, wait_until
 
 pytestmark = pytest.mark.browser
@@ -58,7 +60,7 @@ def workspace(tmp_path: Path) -> Workspace:
     return workspace
 
 
-def opened(browser: Browser, url: str, **options: str) -> tuple[Page, list[str]]:
+def opened(browser: Browser, url: str, **options: object) -> tuple[Page, list[str]]:
     """A page, and the list in which everything it complains about ends up."""
     page = browser.new_context(**{"locale": "en-US", **options}).new_page()  # type: ignore[arg-type]
     complaints: list[str] = []
@@ -128,7 +130,7 @@ def _chat_and_thumbs(page: Page, workspace: Workspace) -> None:
 
 
 def _stop_a_stream(page: Page, server: LiveServer) -> None:
-    picker = page.get_by_label("Version")
+    picker = page.locator("#version")
     assert page.locator("#version option[disabled]").inner_text() == "v4-ppo, rejected"
     picker.select_option("v2-sft")
     send(page, "Count")
@@ -147,19 +149,19 @@ def _stop_a_stream(page: Page, server: LiveServer) -> None:
 
 
 def _vote(page: Page, workspace: Workspace) -> None:
-    page.get_by_role("switch", name="Two answers").check()
-    page.get_by_label("against").select_option("v3-ppo")
+    page.locator("#answers").select_option("2")
+    page.locator("#against").select_option("v3-ppo")
     send(page, "Who are you?")
     expect(page.get_by_text("Which answer is better?")).to_be_visible()
     texts = page.locator(".side .text").all_inner_texts()
     assert sorted(texts) == sorted([SHOWN, "I am small."])
     assert page.locator(".side .foot").all_inner_texts() == ["", ""]  # which is which is not told yet
     page.locator(".vote").get_by_role("button", name="Right").click()
-    expect(page.locator(".side.right")).to_have_class("side right won")
+    expect(page.locator(".side").last).to_have_class("side won")
     told = page.locator(".side .foot").all_inner_texts()
     assert told == ["v3-ppo" if text == "I am small." else "v1-base" for text in texts]
     assert judgments(workspace)[-1] == ("vote", "b", "")
-    page.get_by_role("switch", name="Two answers").uncheck()
+    page.locator("#answers").select_option("1")
 
 
 def _raising_and_takeover(page: Page, workspace: Workspace) -> None:
@@ -171,7 +173,7 @@ def _raising_and_takeover(page: Page, workspace: Workspace) -> None:
     expect(page.locator("#raising-numbers")).to_have_text("reward0.431")
     expect(page.locator("#raising-stages [aria-current=step]")).to_have_text("Practising")
     workspace.versions.promote("v3-ppo", "better")
-    expect(page.locator(".note")).to_have_text("v3-ppo answers from now on.")
+    expect(page.locator(".note")).to_have_text("v3-ppo answers from now on. What changed?")
     expect(page.locator("#version option:checked")).to_have_text("v3-ppo (served)")
     send(page, "And now?")
     expect(page.locator(".answer .text").last).to_have_text("I am small.")
@@ -188,10 +190,155 @@ def _language_theme_and_return(page: Page) -> None:
     page.reload()
     expect(page.locator("html")).to_have_attribute("lang", "zh-Hans")
     expect(page.locator(".answer")).to_have_count(3)
-    expect(page.locator(".side.right.won")).to_be_visible()
+    expect(page.locator(".side.won")).to_be_visible()
     page.locator("#new-chat").click()
     expect(page.locator("#log")).to_be_empty()
     expect(page.get_by_role("heading", name="你好，我是 Nestling。")).to_be_visible()
+
+
+EXAM = {
+    "against": "v1-base",
+    "lines": [
+        {"name": "evidence", "label": "the held-out checks", "role": "evidence", "gain": 0.034, "bound": 0.016,
+         "margin": None, "passed": True},
+        {"name": "identity", "label": "knowing its own name and nature", "role": "guarded", "gain": 0.0,
+         "bound": 0.099, "margin": 0.05, "passed": False},
+        {"name": "memory", "label": "memory of earlier turns", "role": "guarded", "gain": 0.193, "bound": -0.08,
+         "margin": 0.05, "passed": True},
+        {"name": "harmless", "label": "harmless answers", "role": "reported", "gain": -0.08, "bound": None,
+         "margin": None, "passed": None},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Workspace:
+    """A base that is served, a version that passed and one whose exam found a loss; a raising that has curves."""
+    workspace = Workspace(tmp_path / "nest")
+    publish(workspace, ["One answer."], "base")
+    publish(workspace, ["Another answer."], "sft")
+    publish(workspace, ["A third."], "ppo")
+    workspace.versions.promote("v1-base", "first")
+    workspace.versions.mark("v2-sft", "accepted", "Accepted: v2-sft gains.", exam=EXAM)
+    workspace.versions.mark("v3-ppo", "rejected", "Kept, not served.", exam=EXAM)
+    log = EventLog(workspace.runs / "try" / "events.jsonl")
+    log.append("run_started", recipe="try", stages=["sft"], process=own_process())
+    log.append("stage_started", stage="sft", step=0, total=40)
+    for step in range(20):
+        log.append("step", stage="sft", step=step, total=40, seconds_left=60, metrics={"loss": 3 - step / 10})
+    log.close()
+    return workspace
+
+
+WIDTHS = {"phone": {"width": 360, "height": 740}, "desktop": {"width": 1280, "height": 800}}
+
+
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_part_in_two_languages_and_widths(
+    browser: Browser, judged: Workspace, locale: str, width: str
+) -> None:
+    """Rank, write a better answer, read curves and verdicts: nothing overflows, nothing axe calls serious."""
+    with running(judged) as server:
+        server.wait()
+        page, complaints = opened(
+            browser, server.url, locale=locale, viewport=WIDTHS[width], reduced_motion="reduce"
+        )
+        _fits(page)
+        page.locator("#raising summary").click()
+        expect(page.locator(".curve svg[role=img]")).to_have_count(1)
+        _rank(page, judged, wide=width == "desktop")
+        _fits(page)
+        _write_better(page, judged)
+        page.locator("#versions").click()
+        _verdicts(page, locale)
+        _fits(page)
+        page.locator("#versions-close").click()
+        page.locator("#theme").click()
+        _fits(page)
+        assert complaints == []
+        page.context.close()
+
+
+def _fits(page: Page) -> None:
+    """Nothing is wider than the screen, and nothing shuts people out."""
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    assert [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")] == []
+
+
+def _rank(page: Page, workspace: Workspace, wide: bool) -> None:
+    page.locator("#answers").select_option("3")
+    page.locator("#against").select_option("v2-sft")
+    page.locator("#prompt").fill("Who are you?")
+    page.keyboard.press("Enter")
+    handles = page.locator(".side .handle")
+    expect(handles).to_have_count(3)
+    handles.first.focus()
+    page.keyboard.press("ArrowDown")  # the first answer goes to the second place
+    expect(page.locator(".side .badge")).to_have_text(["1", "2", "3"])
+    shown = [int(label.split()[-1]) if label[-1].isdigit() else int(label.split()[1])
+             for label in page.locator(".side").evaluate_all("all => all.map(one => one.ariaLabel)")]  # fmt: skip
+    assert shown == [2, 1, 3]
+    places = page.locator(".side")
+    if wide:  # the third by the pointer to the first
+        first, third = places.nth(0).bounding_box(), places.nth(2).locator(".handle").bounding_box()
+        assert first and third
+        page.mouse.move(third["x"] + 9, third["y"] + 9)
+        page.mouse.down()
+        page.mouse.move(first["x"] + 30, first["y"] + 9, steps=20)
+        page.mouse.up()
+    else:
+        places.nth(2).locator(".up-one").click()
+        places.nth(1).locator(".up-one").click()
+    expect(page.locator(".side .badge")).to_have_text(["1", "2", "3"])
+    places.nth(2).locator(".equal").click()
+    expect(page.locator(".side .badge")).to_have_text(["1", "2", "2"])
+    page.locator(".vote button").click()
+    expect(page.locator(".side .foot").first).not_to_be_empty()
+    assert judgments(workspace)[-1] == ("ranking", "ranked", "")
+    database = open_database(workspace.database_path)
+    with database.read() as session:
+        judgment = session.scalars(select(Judgment).order_by(Judgment.id.desc())).first()
+        assert judgment is not None and [answer.rank for answer in judgment.answers] == [2, 2, 1]
+    database.close()
+    page.locator("#answers").select_option("1")
+
+
+def _write_better(page: Page, workspace: Workspace) -> None:
+    page.locator("#prompt").fill("And now?")
+    page.keyboard.press("Enter")
+    answer = page.locator(".answer")
+    expect(answer.locator(".text")).to_have_text("One answer.")
+    answer.locator(".pen").click()
+    editor = answer.locator(".editor textarea")
+    expect(editor).to_have_value("One answer.")
+    editor.fill("A *better* answer.")
+    editor.press("Enter")
+    expect(answer.locator(".text em")).to_have_text("better")
+    wait_until(lambda: judgments(workspace)[-1] == ("rewrite", "rewritten", ""))
+    page.reload()
+    expect(page.locator(".answer .text em")).to_have_text("better")
+
+
+def _verdicts(page: Page, locale: str) -> None:
+    entries = page.locator("#versions-list li")
+    expect(entries).to_have_count(3)
+    told = entries.first.locator("p").last
+    rows = entries.first.locator("tr")
+    if locale == "en-US":
+        expect(told).to_have_text(
+            "Better than v1-base by +3.4 points on tasks that it was never rewarded for, but: "
+            "knowing its own name and nature may have fallen by up to 9.9 (allowed: 5)."
+        )
+        expect(rows).to_have_text(
+            ["memory of earlier turns+19.3", "knowing its own name and nature±0", "harmless answers−8"]
+        )
+        entries.nth(1).locator("summary").click()
+        expect(entries.nth(1).locator("p").last).to_contain_text("Passed against v1-base: +3.4 points")
+    else:
+        expect(told).to_contain_text("“知道自己的名字和身份”可能下降多达 9.9（允许 5）。")
+        expect(rows.first).to_have_text("记得前面的话+19.3")
 
 
 MARKDOWN = (
@@ -248,7 +395,7 @@ def _branches(page: Page) -> None:
 
 def _markdown(page: Page) -> None:
     page.get_by_role("button", name="New chat").click()
-    page.get_by_label("Version").select_option("v2-sft")
+    page.locator("#version").select_option("v2-sft")
     send(page, "Show it all")
     shown = page.locator(".answer .text")
     expect(shown.locator("strong")).to_have_text("bold")

@@ -350,25 +350,64 @@ class TestJudgments:
 
     @pytest.mark.parametrize("models", [["nestling", "nestling"], ["v2-sft", "v1-base"]])
     def test_two_answers_and_a_vote(self, server: LiveServer, models: list[str]) -> None:
-        ids, texts = {}, {"left": "", "right": ""}
         body = {"messages": ask(), "models": models, "max_tokens": 9, "user": "mira"}
         with server.client() as client:
-            with client.stream("POST", "/api/compare", json=body) as reply:
-                lines = [line.removeprefix("data: ") for line in reply.iter_lines() if line]
-            for event in map(json.loads, lines[:-1]):
-                texts[event["side"]] += event.get("text", "")
-                if "generation_id" in event:
-                    ids[event["side"]] = event["generation_id"]
-            assert lines[-1] == "[DONE]" and "v1-base" not in "".join(lines)
-            vote = {"kind": "vote", **ids, "winner": "right", "user": "mira"}
+            ids, texts = self.compared(client, body)
+            vote = {"kind": "vote", "left": ids[0], "right": ids[1], "winner": "right", "user": "mira"}
             reply = client.post("/api/judgments", json=vote)
         assert reply.status_code == 201
         told = reply.json()["versions"]
         assert sorted(told.values()) == sorted(name.replace("nestling", "v1-base") for name in models)
-        for side, text in texts.items():
-            assert text.startswith("Hello" if told[side] == "v1-base" else "word0 ")
+        for version, text in zip((told["left"], told["right"]), texts, strict=True):
+            assert text.startswith("Hello" if version == "v1-base" else "word0 ")
         row = judgments(server)[-1]
-        assert (row.generation_id, row.other_generation_id, row.value) == (ids["left"], ids["right"], "b")
+        assert (row.generation_id, row.other_generation_id, row.value) == (*ids, "b")
+
+    @staticmethod
+    def compared(client: httpx.Client, body: dict[str, Any]) -> tuple[list[str], list[str]]:
+        """Ids and texts of the answers, in the order they are shown in."""
+        count = len(body["models"])
+        ids, texts = [""] * count, [""] * count
+        with client.stream("POST", "/api/compare", json=body) as reply:
+            lines = [line.removeprefix("data: ") for line in reply.iter_lines() if line]
+        for event in map(json.loads, lines[:-1]):
+            texts[event["answer"]] += event.get("text", "")
+            ids[event["answer"]] = event.get("generation_id", ids[event["answer"]])
+        assert lines[-1] == "[DONE]" and "v1-base" not in "".join(lines)  # which is which is not told
+        return ids, texts
+
+    def test_several_answers_and_a_ranking(self, server: LiveServer) -> None:
+        models = ["v1-base", "v2-sft", "nestling", "v2-sft"]
+        with server.client() as client:
+            ids, texts = self.compared(client, {"messages": ask(), "models": models, "max_tokens": 3})
+            ranking = {"kind": "ranking", "answers": ids, "ranks": [2, 1, 2, 3], "user": "mira"}
+            reply = client.post("/api/judgments", json=ranking)
+            refused = client.post("/api/judgments", json={**ranking, "ranks": [1, 3, 3, 3]})
+            twice = client.post("/api/judgments", json={**ranking, "answers": [ids[0]] * 4})
+        assert reply.status_code == 201
+        told = reply.json()["versions"]
+        assert sorted(told) == ["v1-base", "v1-base", "v2-sft", "v2-sft"]
+        assert [text.startswith("Hello") for text in texts] == [version == "v1-base" for version in told]
+        assert refused.status_code == 400 and "Give each a rank" in refused.json()["error"]["message"]
+        assert twice.status_code == 400 and "different answers" in twice.json()["error"]["message"]
+        row = judgments(server)[-1]
+        assert (row.id, row.kind, row.value, row.generation_id) == (
+            reply.json()["id"],
+            "ranking",
+            "ranked",
+            ids[0],
+        )
+
+    def test_a_better_answer(self, server: LiveServer) -> None:
+        generation_id = self.answer(server)
+        body = {"kind": "rewrite", "generation_id": generation_id, "text": " Good day! ", "user": "mira"}
+        with server.client() as client:
+            reply = client.post("/api/judgments", json=body)
+            same = client.post("/api/judgments", json={**body, "text": "  "})
+        assert reply.status_code == 201
+        row = judgments(server)[-1]
+        assert (row.kind, row.generation_id, row.text) == ("rewrite", generation_id, "Good day!")
+        assert same.status_code == 400 and "nothing was changed" in same.json()["error"]["message"]
 
     def test_sides_are_shuffled(self, server: LiveServer) -> None:
         body = {"messages": ask(), "models": ["v1-base", "v2-sft"], "max_tokens": 1, "store": False}
@@ -377,7 +416,7 @@ class TestJudgments:
             for _ in range(20):
                 text = client.post("/api/compare", json=body).text
                 events = [json.loads(line[6:]) for line in text.split("\n") if '"text"' in line]
-                lefts.add(next(event["text"] for event in events if event["side"] == "left"))
+                lefts.add(next(event["text"] for event in events if event["answer"] == 0))
         assert lefts == {"Hello", "word0 "}
 
     @pytest.mark.parametrize(
@@ -387,6 +426,11 @@ class TestJudgments:
             ({"kind": "thumb", "generation_id": "nope", "value": "sideways"}, 400),
             ({"kind": "vote", "left": "a", "right": "b", "winner": "left"}, 404),
             ({"kind": "vote", "left": "a", "right": "b", "winner": "both"}, 400),
+            ({"kind": "ranking", "answers": ["a", "b"], "ranks": [1, 2]}, 404),
+            ({"kind": "ranking", "answers": ["a"], "ranks": [1]}, 400),
+            ({"kind": "ranking", "answers": ["a", "b"], "ranks": [0, 1]}, 400),
+            ({"kind": "rewrite", "generation_id": "nope", "text": "Hi"}, 404),
+            ({"kind": "rewrite", "generation_id": "nope", "text": ""}, 400),
             ({"kind": "wish"}, 400),
             ({}, 400),
         ],

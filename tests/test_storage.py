@@ -21,7 +21,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 
 from nestling.errors import ConfigError, WorkspaceError
-from nestling.storage import Base, ChatSession, Database, Generation, Judgment, open_database
+from nestling.storage import Base, ChatSession, Database, Generation, Judgment, RankedAnswer, open_database
 from nestling.storage.database import migration_config
 
 
@@ -57,6 +57,34 @@ def test_migrations_from_empty_give_the_declared_schema(database: Database) -> N
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10_000}
 
 
+def test_judgments_of_the_first_release_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.sqlite"
+    database = open_database(path)
+    with database.write() as session:
+        session.add(generation(1))
+    with database.engine.begin() as connection:
+        config = migration_config()
+        config.attributes["connection"] = connection
+        for statement in ("DROP TABLE ranked_answers", "DROP TABLE judgments", "DROP TABLE generations",
+                          "DROP TABLE sessions", "DROP TABLE alembic_version"):  # fmt: skip
+            connection.exec_driver_sql(statement)
+        command.upgrade(config, "0001")
+        connection.exec_driver_sql(
+            "INSERT INTO generations VALUES ('g1', 'c', NULL, 'v1', '[]', 'Hi', '{}', 1, 'stop', 1, 1, '2026-01-01')"
+        )
+        connection.exec_driver_sql(
+            "INSERT INTO judgments VALUES (7, 'thumb', 'g1', NULL, 'up', 'kind', NULL, '2026-01-01')"
+        )
+    database.close()
+    database = open_database(path)
+    with database.read() as session:
+        row = session.scalars(select(Judgment)).one()
+        assert (row.id, row.kind, row.value, row.reason, row.text) == (7, "thumb", "up", "kind", None)
+    with database.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+    database.close()
+
+
 def test_only_its_owner_may_read_what_people_wrote(database: Database) -> None:
     folder = Path(str(database.engine.url.database)).parent
     with database.write() as session:
@@ -79,19 +107,20 @@ def test_rows_survive_closing_and_opening(tmp_path: Path) -> None:
     database.close()
 
 
-@pytest.mark.parametrize("table", ["generations", "judgments"])
+@pytest.mark.parametrize("table", ["generations", "judgments", "ranked_answers"])
 @pytest.mark.parametrize(
-    "change", ["UPDATE {0} SET id = id", "DELETE FROM {0}", "REPLACE INTO {0} SELECT * FROM {0}"]
+    "change", ["UPDATE {0} SET {1} = {1}", "DELETE FROM {0}", "REPLACE INTO {0} SELECT * FROM {0}"]
 )
 def test_judgments_and_answers_are_append_only(database: Database, table: str, change: str) -> None:
     with database.write() as session:
         session.add(generation(1))
         session.flush()
-        session.add(Judgment(kind="thumb", generation_id="g1", value="up"))
+        ranked = [RankedAnswer(position=0, generation_id="g1", rank=1)]
+        session.add(Judgment(kind="ranking", generation_id="g1", value="ranked", answers=ranked))
     # Not even another program may change a row.
     raw = sqlite3.connect(str(database.engine.url.database))
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
-        raw.execute(change.format(table))
+        raw.execute(change.format(table, "rank" if table == "ranked_answers" else "id"))
     raw.close()
 
 
@@ -103,6 +132,10 @@ def test_judgments_and_answers_are_append_only(database: Database, table: str, c
         {"kind": "vote", "value": "a"},
         {"kind": "vote", "value": "a", "other_generation_id": "g1"},
         {"kind": "thumb", "value": "up", "generation_id": "missing"},
+        {"kind": "thumb", "value": "up", "text": "words"},
+        {"kind": "rewrite", "value": "rewritten"},
+        {"kind": "rewrite", "value": "rewritten", "text": ""},
+        {"kind": "ranking", "value": "best"},
     ],
 )
 def test_impossible_judgments_are_refused(database: Database, bad: dict[str, str]) -> None:

@@ -103,10 +103,11 @@ def convert(file: Path, out: Path) -> None:
 @click.option("--database", help="Path or URL of the judgments.  [default: the workspace's]")
 @workspace_option
 def judgments(folder: Path, database: str | None, root: str | None) -> None:
-    """Write people's votes and thumbs to FOLDER as rankings, preferences and feedback (JSONL).
+    """Write what people said of answers to FOLDER as rankings, preferences, feedback and demonstrations (JSONL).
 
-    `nestling reward-model --data FOLDER/rankings.jsonl` learns from them; preferences.jsonl (DPO) and feedback.jsonl
-    (KTO) are for other trainers. Files that are there already are never written over.
+    `nestling reward-model --data FOLDER/rankings.jsonl` learns from rankings, `nestling sft --data
+    FOLDER/demonstrations.jsonl` from answers that people wrote; preferences.jsonl (DPO) and feedback.jsonl (KTO) are
+    for other trainers. Files that are there already are never written over.
     """
     opened = open_database(database or Workspace(root).database_path, create=False)
     for name, count in export(opened, folder).items():

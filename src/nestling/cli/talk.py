@@ -60,7 +60,8 @@ def serve(max_batch: int, context: int, database: str | None, dtype: str, thread
     open_database(
         database or workspace.database_path
     ).close()  # a damaged or newer one is named before we listen
-    app = create_app(workspace, load_engine, settings, ProgressReader(workspace), database)
+    progress = ProgressReader(workspace)
+    app = create_app(workspace, load_engine, settings, progress, progress.curves, database)
     serve_app(app, settings, lambda url: click.echo(f"Listening on {url}"))
 
 

@@ -2,54 +2,64 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session, aliased
 
-from nestling.storage import Database, Generation, Judgment
+from nestling.storage import Database, Generation, Judgment, RankedAnswer
 from nestling.workspace import atomic
 
 Row = dict[str, Any]
 
 
 def ranking_rows(database: Database) -> Iterator[Row]:
-    """One row a decided vote: ``{"prompt", "completions", "ranks"}`` with rank 1 the best, equal ranks a tie.
+    """One row a decided vote, ranking or rewrite: ``{"prompt", "completions", "ranks"}``; rank 1 is the best,
+    equal ranks a tie.
 
-    "both_bad" says nothing about the order; it is in ``scalar_rows``.
+    What a person wrote ranks above the answer that they wrote it for; no version gave it. "Both bad" says nothing
+    about the order; it is in ``scalar_rows``.
     """
     ranks = {"a": [1, 2], "b": [2, 1], "tie": [1, 1]}
     for judgment, first, second in _votes(database):
         if judgment.value in ranks:
-            yield {
-                "prompt": first.messages,
-                "completions": [_turn(first), _turn(second)],
-                "ranks": ranks[judgment.value],
-                "finished": [_ended(first), _ended(second)],
-                **_origin(judgment, first, second),
-            }
+            yield _ranking_row(judgment, [first, second], ranks[judgment.value])
+    for judgment in _newest_of(database, "ranking"):
+        answers = [answer.generation for answer in judgment.answers]
+        yield _ranking_row(judgment, answers, [answer.rank for answer in judgment.answers])
+    for judgment, generation in _rewrites(database):
+        yield {
+            "prompt": generation.messages,
+            "completions": [_written(judgment), _turn(generation)],
+            "ranks": [1, 2],
+            "finished": [True, _ended(generation)],
+            **_origin(judgment, generation),
+            "versions": [None, generation.version],
+        }
 
 
 def preference_rows(database: Database) -> Iterator[Row]:
-    """One row a vote that has a winner: ``{"prompt", "chosen", "rejected"}``, as TRL reads it."""
-    for judgment, first, second in _votes(database):
-        if judgment.value in ("a", "b"):
-            chosen, rejected = (first, second) if judgment.value == "a" else (second, first)
-            yield {
-                "prompt": first.messages,
-                "chosen": _turn(chosen),
-                "rejected": _turn(rejected),
-                **_origin(judgment, chosen, rejected),
-            }
+    """One row for each two answers of a ranking of which one is better: ``{"prompt", "chosen", "rejected"}``,
+    as TRL reads it."""
+    for row in ranking_rows(database):
+        answers = sorted(
+            zip(row["ranks"], row["completions"], row["versions"], strict=True), key=lambda answer: answer[0]
+        )
+        origin: Row = {key: row[key] for key in ("session", "judgment", "reason") if key in row}
+        for (better, chosen, by), (worse, rejected, other) in itertools.combinations(answers, 2):
+            if better < worse:
+                pair = {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}
+                yield pair | {"versions": [by, other]} | origin
 
 
 def scalar_rows(database: Database) -> Iterator[Row]:
     """One row a judged answer: ``{"prompt", "completion", "label"}``, as KTO reads it.
 
-    A thumb labels its answer; "both bad" labels both of its answers false.
+    A thumb labels its answer; "both bad" and "all bad" label theirs false; what a person wrote is true.
     """
     for judgment, generation in _thumbs(database):
         if judgment.value != "none":
@@ -58,13 +68,26 @@ def scalar_rows(database: Database) -> Iterator[Row]:
         if judgment.value == "both_bad":
             yield _scalar_row(judgment, first, False)
             yield _scalar_row(judgment, second, False)
+    for judgment in _newest_of(database, "ranking"):
+        if judgment.value == "all_bad":
+            for answer in judgment.answers:
+                yield _scalar_row(judgment, answer.generation, False)
+    for judgment, generation in _rewrites(database):
+        yield _scalar_row(judgment, generation, True) | {"completion": _written(judgment)}
+
+
+def demonstration_rows(database: Database) -> Iterator[Row]:
+    """One row a rewrite: ``{"messages"}``, the conversation with the answer that a person wrote."""
+    for judgment, generation in _rewrites(database):
+        yield {"messages": [*generation.messages, *_written(judgment)], **_origin(judgment, generation)}
 
 
 def export(database: Database, folder: Path) -> dict[str, int]:
-    """Write ``rankings.jsonl``, ``preferences.jsonl`` and ``feedback.jsonl``; returns the rows in each.
+    """Write ``rankings``, ``preferences``, ``feedback`` and ``demonstrations.jsonl``; returns the rows in each.
 
-    A session's newest judgment about the same answers counts. ``preferences`` are the rankings without ties,
-    for tools that know no ranks: train on one of the two. ``feedback`` is for KTO elsewhere; nothing here reads it.
+    A session's newest judgment about the same answers counts. ``preferences`` are the rankings pair by pair, without
+    ties, for tools that know no ranks: train on one of the two. ``feedback`` is for KTO elsewhere; nothing here reads
+    it. ``demonstrations`` are for fine-tuning.
 
     Raises:
         WorkspaceError: one of the files is there already; nothing is written.
@@ -73,6 +96,7 @@ def export(database: Database, folder: Path) -> dict[str, int]:
         "rankings.jsonl": ranking_rows(database),
         "preferences.jsonl": preference_rows(database),
         "feedback.jsonl": scalar_rows(database),
+        "demonstrations.jsonl": demonstration_rows(database),
     }
     for name in files:
         atomic.refuse_existing(folder / name)
@@ -114,19 +138,58 @@ def _thumbs(database: Database) -> Iterator[tuple[Judgment, Generation]]:
                 yield judgment, generation
 
 
+def _newest_of(database: Database, kind: str) -> Iterator[Judgment]:
+    with database.read() as session:
+        newest = _newest(session, kind)
+        query = select(Judgment).where(Judgment.kind == kind).order_by(Judgment.id)
+        for judgment in session.scalars(query.execution_options(yield_per=500)):
+            if judgment.id in newest:
+                yield judgment
+
+
+def _rewrites(database: Database) -> Iterator[tuple[Judgment, Generation]]:
+    with database.read() as session:
+        newest = _newest(session, "rewrite")
+        query = (
+            select(Judgment, Generation)
+            .join(Generation, Judgment.generation_id == Generation.id)
+            .where(Judgment.kind == "rewrite")
+            .order_by(Judgment.id)
+        )
+        for judgment, generation in session.execute(query.execution_options(yield_per=500)):
+            if judgment.id in newest:
+                yield judgment, generation
+
+
 def _newest(session: Session, kind: str) -> set[int]:
     """Numbers of the judgments no later one by the same session about the same answers replaces."""
     query = select(
         Judgment.id, Judgment.session_id, Judgment.generation_id, Judgment.other_generation_id
     ).where(Judgment.kind == kind)
+    ranked: dict[int, set[str | None]] = {}
+    if kind == "ranking":
+        for number, generation_id in session.execute(
+            select(RankedAnswer.judgment_id, RankedAnswer.generation_id)
+        ):
+            ranked.setdefault(number, set()).add(generation_id)
     latest: dict[tuple[str | None, frozenset[str | None]], int] = {}
     anonymous: set[int] = set()
     for number, client, a, b in session.execute(query.order_by(Judgment.id)):
         if client is None:
             anonymous.add(number)  # nobody known said it, so nobody known took it back
         else:
-            latest[client, frozenset((a, b))] = number
+            latest[client, frozenset(ranked.get(number, (a, b)))] = number
     return anonymous | set(latest.values())
+
+
+def _ranking_row(judgment: Judgment, generations: Sequence[Generation], ranks: Sequence[int]) -> Row:
+    return {
+        "prompt": generations[0].messages,
+        "completions": [_turn(generation) for generation in generations],
+        "ranks": list(ranks),
+        "finished": [_ended(generation) for generation in generations],
+        **_origin(judgment, *generations),
+    }
 
 
 def _scalar_row(judgment: Judgment, generation: Generation, label: bool) -> Row:
@@ -145,6 +208,10 @@ def _ended(generation: Generation) -> bool:
 
 def _turn(generation: Generation) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": generation.answer}]
+
+
+def _written(judgment: Judgment) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": judgment.text or ""}]
 
 
 def _origin(judgment: Judgment, *generations: Generation) -> Row:

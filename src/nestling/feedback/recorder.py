@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from nestling.errors import DataError
 from nestling.generation.protocol import Completion, Sampling
-from nestling.storage import ChatSession, Database, Generation, Judgment
+from nestling.storage import ChatSession, Database, Generation, Judgment, RankedAnswer
 from nestling.text.messages import Message
 
 Thumb = Literal["up", "down", "none"]
@@ -120,6 +120,81 @@ class Recorder:
                 generation_id=a,
                 other_generation_id=b,
                 value=winner,
+                reason=reason,
+                session_id=client,
+            )
+            session.add(judgment)
+            session.flush()
+            return judgment.id
+
+    def record_ranking(
+        self,
+        generation_ids: Sequence[str],
+        ranks: Sequence[int],
+        *,
+        all_bad: bool = False,
+        reason: str = "",
+        client: str | None = None,
+    ) -> int:
+        """Write down the order of several answers to one prompt and return the judgment's number.
+
+        Args:
+            generation_ids: in the order they were shown in.
+            ranks: of each; 1 is the best, equal ranks a tie, and none is left out: [2, 1, 2], not [3, 1, 3].
+            all_bad: none of them is good, whatever their order.
+
+        Raises:
+            UnknownAnswer: there is no such answer.
+            DataError: fewer than two answers, one twice, other prompts, or ranks that are no ranking.
+        """
+        if sorted(set(ranks)) != list(range(1, len(set(ranks)) + 1)) or len(ranks) != len(generation_ids):
+            raise DataError(
+                f"{list(ranks)} does not rank {len(generation_ids)} answers.",
+                remedy="Give each a rank: 1 for the best, the next number for the next, equal numbers for a tie.",
+            )
+        with self.database.write() as session:
+            answers = [_find(session, generation_id) for generation_id in generation_ids]
+            if len(set(generation_ids)) < max(2, len(answers)) or any(
+                answer.messages != answers[0].messages for answer in answers
+            ):
+                raise DataError(
+                    "these answers cannot be ranked.", remedy="Rank different answers to the same prompt."
+                )
+            _know(session, client)
+            judgment = Judgment(
+                kind="ranking",
+                generation_id=generation_ids[0],
+                value="all_bad" if all_bad else "ranked",
+                reason=reason,
+                session_id=client,
+                answers=[
+                    RankedAnswer(position=position, generation_id=answer.id, rank=rank)
+                    for position, (answer, rank) in enumerate(zip(answers, ranks, strict=True))
+                ],
+            )
+            session.add(judgment)
+            session.flush()
+            return judgment.id
+
+    def record_rewrite(
+        self, generation_id: str, text: str, *, reason: str = "", client: str | None = None
+    ) -> int:
+        """Write down the better answer that a person wrote and return the judgment's number.
+
+        Raises:
+            UnknownAnswer: there is no such answer.
+            DataError: nothing was written, or what was there before.
+        """
+        with self.database.write() as session:
+            generation = _find(session, generation_id)
+            if not text.strip() or text.strip() == generation.answer.strip():
+                raise DataError("nothing was changed.", remedy="Write the answer as it should have been.")
+            _know(session, client)
+            judgment = Judgment(
+                kind="rewrite",
+                generation_id=generation_id,
+                value="rewritten",
+                text=text.strip(),
                 reason=reason,
                 session_id=client,
             )

@@ -16,7 +16,7 @@ from nestling.serving.answers import Answers
 from nestling.serving.pool import LoadEngine, ModelPool
 from nestling.serving.security import Guard
 from nestling.serving.settings import ServerSettings
-from nestling.serving.state import Progress, ServerState
+from nestling.serving.state import Curves, Progress, ServerState
 from nestling.storage import open_database
 from nestling.workspace import Workspace
 
@@ -28,6 +28,7 @@ def create_app(
     load_engine: LoadEngine,
     settings: ServerSettings | None = None,
     progress: Progress = lambda: None,
+    curves: Curves = dict,
     database: str | Path | None = None,
 ) -> FastAPI:
     """The server as an ASGI application.
@@ -39,7 +40,9 @@ def create_app(
         progress: tells how the raising of the next version goes; called in a thread every second while a page
             is open. The page shows these keys, each optional: ``state`` ("running", "finished", "failed"),
             ``recipe``, ``stage``, ``stages`` (all names in order), ``part`` (what it is at within the stage),
-            ``step``, ``steps`` (their number), ``eta_seconds``, ``metrics`` (name to number) and ``message``.
+            ``step``, ``steps`` (their number), ``eta_seconds``, ``metrics`` (name to number), ``message``
+            and ``verdict`` ({"version", "accepted"}, the newest one).
+        curves: tells how the figures of that raising went, by stage; see ``/api/curves``.
         database: path or URL of the judgments; by default the workspace's own.
     """
     settings = settings or ServerSettings()
@@ -51,7 +54,7 @@ def create_app(
             workspace.versions, load_engine, max_loaded=settings.max_loaded, max_queue=settings.max_queue
         )
         answers = Answers(pool, Recorder(opened))
-        app.state.server = ServerState(workspace, settings, pool, answers, progress)
+        app.state.server = ServerState(workspace, settings, pool, answers, progress, curves)
         pool.start()
         yield
         await app.state.server.stop()

@@ -1,4 +1,4 @@
-"""``/api``: what the page needs beyond chatting: status, versions, two answers side by side, judgments."""
+"""``/api``: what the page needs beyond chatting: status, versions, answers side by side, judgments."""
 
 from __future__ import annotations
 
@@ -12,17 +12,24 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from nestling.feedback.recorder import Winner
+from nestling.feedback.recorder import Recorder, Winner
 from nestling.serving import sse
 from nestling.serving.answers import Answer
 from nestling.serving.pool import is_offered
-from nestling.serving.schemas import CompareRequest, JudgmentRequest, ThumbRequest, VoteRequest
+from nestling.serving.schemas import (
+    CompareRequest,
+    Judged,
+    JudgmentRequest,
+    RankingRequest,
+    RewriteRequest,
+    ThumbRequest,
+    VoteRequest,
+)
 from nestling.serving.state import ServerState, state_of, when_gone
 
 router = APIRouter(prefix="/api")
 health = APIRouter()
 
-_SIDES = ("left", "right")
 _WINNERS: dict[str, Winner] = {"left": "a", "right": "b", "tie": "tie", "both_bad": "both_bad"}
 _STATUS_SECONDS = 1.0
 _SILENCE_SECONDS = 15.0
@@ -48,17 +55,25 @@ async def versions(request: Request) -> dict[str, Any]:
     serving = state.pool.serving.name if state.pool.serving else None
     listed = await asyncio.to_thread(state.workspace.versions.list)
     fields = {"kind", "state", "verdict", "created", "parents", "licence"}
+    exams = {version.name: version.card.metrics.get("exam") for version in listed}
     return {
         "versions": [
             {
                 "name": version.name,
                 **version.card.model_dump(include=fields),
+                "exam": exams[version.name],
                 "serving": version.name == serving,
                 "offered": is_offered(version) or version.name == serving,
             }
             for version in listed
         ]
     }
+
+
+@router.get("/curves")
+async def curves(request: Request) -> dict[str, Any]:
+    """How the figures of the raising went, stage by stage: ``{stage: {figure: [[step, value], ...]}}``."""
+    return {"curves": await asyncio.to_thread(state_of(request).curves)}
 
 
 @router.get("/events")
@@ -70,18 +85,18 @@ async def events(request: Request) -> Response:
 
 @router.post("/compare", response_model=None)
 async def compare(request: Request, body: CompareRequest) -> Response:
-    """Two answers to one prompt, streamed side by side without telling which version gives which.
+    """Answers to one prompt, streamed side by side without telling which version gives which.
 
-    Two different models are put left and right at random; the same one twice answers with two seeds.
+    The models come in a random order; each answer has a seed of its own.
     """
     state = state_of(request)
-    models = random.sample(body.models, 2)
-    first = body.question(models[0], state.settings.sampling)
-    second = replace(
-        body.question(models[1], state.settings.sampling),
-        sampling=replace(first.sampling, seed=(first.sampling.seed ^ 1)),
-    )
-    answers = [state.answers.start(question) for question in (first, second)]
+    models = random.sample(body.models, len(body.models))
+    questions = [body.question(model, state.settings.sampling) for model in models]
+    seed = questions[0].sampling.seed
+    answers = [
+        state.answers.start(replace(question, sampling=replace(question.sampling, seed=seed ^ number)))
+        for number, question in enumerate(questions)
+    ]
 
     def cancel() -> None:
         for answer in answers:
@@ -91,50 +106,59 @@ async def compare(request: Request, body: CompareRequest) -> Response:
         async with when_gone(request, cancel):
             for answer in answers:
                 await answer.taken()
-    except BaseException:  # a cancelled request too: the other answer must not go on alone
+    except BaseException:  # a cancelled request too: the other answers must not go on alone
         cancel()
         raise
-    return sse.event_stream(request, _both(answers), cancel)
+    return sse.event_stream(request, _together(answers), cancel)
 
 
 @router.post("/judgments", status_code=201)
 async def judge(request: Request, body: JudgmentRequest) -> dict[str, Any]:
-    """Write down a thumb or a vote. The reply to a vote tells which version gave which answer."""
+    """Write down a judgment. The reply to a vote or a ranking tells which version gave which answer."""
     state = state_of(request)
-    ids = (body.generation_id,) if isinstance(body, ThumbRequest) else (body.left, body.right)
-    for generation_id in ids:
+    for generation_id in _judged(body):
         await state.answers.written(generation_id)
-    return await asyncio.to_thread(_record, state, body)
+    return await asyncio.to_thread(_record, state.answers.recorder, body)
 
 
-def _record(state: ServerState, body: ThumbRequest | VoteRequest) -> dict[str, Any]:
-    recorder = state.answers.recorder
-    if isinstance(body, ThumbRequest):
-        number = recorder.record_thumb(body.generation_id, body.value, reason=body.reason, client=body.user)
-        return {"id": number}
-    winner = _WINNERS[body.winner]
-    number = recorder.record_comparison(body.left, body.right, winner, reason=body.reason, client=body.user)
-    left, right = recorder.versions((body.left, body.right))
-    return {"id": number, "versions": {"left": left, "right": right}}
+def _judged(body: Judged) -> list[str]:
+    if isinstance(body, VoteRequest):
+        return [body.left, body.right]
+    return body.answers if isinstance(body, RankingRequest) else [body.generation_id]
 
 
-async def _both(answers: list[Answer]) -> AsyncIterator[str]:
-    """Events of two answers as they come, each marked with its side."""
-    streams = {side: aiter(answer) for side, answer in zip(_SIDES, answers, strict=True)}
-    ids = {side: answer.id for side, answer in zip(_SIDES, answers, strict=True)}
-    pending = {asyncio.ensure_future(anext(stream)): side for side, stream in streams.items()}
+def _record(recorder: Recorder, body: Judged) -> dict[str, Any]:
+    said: dict[str, Any] = {"reason": body.reason, "client": body.user}
+    match body:
+        case ThumbRequest():
+            return {"id": recorder.record_thumb(body.generation_id, body.value, **said)}
+        case RewriteRequest():
+            return {"id": recorder.record_rewrite(body.generation_id, body.text, **said)}
+        case RankingRequest():
+            number = recorder.record_ranking(body.answers, body.ranks, all_bad=body.all_bad, **said)
+            return {"id": number, "versions": recorder.versions(body.answers)}
+        case VoteRequest():
+            number = recorder.record_comparison(body.left, body.right, _WINNERS[body.winner], **said)
+            left, right = recorder.versions((body.left, body.right))
+            return {"id": number, "versions": {"left": left, "right": right}}
+
+
+async def _together(answers: list[Answer]) -> AsyncIterator[str]:
+    """Events of several answers as they come, each marked with its answer's number."""
+    streams = [aiter(answer) for answer in answers]
+    pending = {asyncio.ensure_future(anext(stream)): at for at, stream in enumerate(streams)}
     try:
         while pending:
             done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                side, piece = pending.pop(task), task.result()
+                at, piece = pending.pop(task), task.result()
                 if piece.text:
-                    yield sse.data({"side": side, "text": piece.text})
+                    yield sse.data({"answer": at, "text": piece.text})
                 if piece.completion is None:
-                    pending[asyncio.ensure_future(anext(streams[side]))] = side
+                    pending[asyncio.ensure_future(anext(streams[at]))] = at
                 else:
                     reason = piece.completion.finish_reason
-                    yield sse.data({"side": side, "generation_id": ids[side], "finish_reason": reason})
+                    yield sse.data({"answer": at, "generation_id": answers[at].id, "finish_reason": reason})
         yield sse.DONE
     finally:
         for task in pending:

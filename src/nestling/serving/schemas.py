@@ -205,9 +205,9 @@ class ChatRequest(Prompt):
 
 
 class CompareRequest(Prompt):
-    """``POST /api/compare``: two answers, from ``models`` or twice from the served version."""
+    """``POST /api/compare``: an answer of each of ``models``, of which one may come several times."""
 
-    models: list[str] = Field(default=[CURRENT, CURRENT], min_length=2, max_length=2)
+    models: list[str] = Field(default=[CURRENT, CURRENT], min_length=2, max_length=6)
 
 
 class ThumbRequest(_Strict):
@@ -231,7 +231,32 @@ class VoteRequest(_Strict):
     user: Name | None = None
 
 
-JudgmentRequest = Annotated[ThumbRequest | VoteRequest, Body(discriminator="kind")]
+class RankingRequest(_Strict):
+    """The order of several answers to one prompt: ``answers`` as they were shown, ``ranks`` from 1, the best.
+
+    ``all_bad`` says that none of them is good, whatever their order.
+    """
+
+    kind: Literal["ranking"]
+    answers: list[Name] = Field(min_length=2, max_length=16)
+    ranks: list[Annotated[int, Field(ge=1, le=16)]]
+    all_bad: bool = False
+    reason: Text = Field("", max_length=4000)
+    user: Name | None = None
+
+
+class RewriteRequest(_Strict):
+    """The answer as it should have been, in a person's words."""
+
+    kind: Literal["rewrite"]
+    generation_id: Name
+    text: Text = Field(min_length=1, max_length=20_000)
+    reason: Text = Field("", max_length=4000)
+    user: Name | None = None
+
+
+Judged = ThumbRequest | VoteRequest | RankingRequest | RewriteRequest
+JudgmentRequest = Annotated[Judged, Body(discriminator="kind")]
 
 
 def _role(turn: Turn) -> Role:

@@ -18,6 +18,9 @@ from nestling.workspace import Workspace
 # Reads how far the raising of the next version has come; None when none is being raised. See ``status``.
 Progress = Callable[[], dict[str, Any] | None]
 
+# Reads how its figures went: {stage: {figure: [(step, value), ...]}}.
+Curves = Callable[[], dict[str, dict[str, list[tuple[int, float]]]]]
+
 
 @dataclass
 class ServerState:
@@ -28,6 +31,7 @@ class ServerState:
     pool: ModelPool
     answers: Answers
     progress: Progress
+    curves: Curves
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def stop(self) -> None:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from nestling.storage.database import Database, open_database
-from nestling.storage.schema import Base, ChatSession, Generation, Judgment
+from nestling.storage.schema import Base, ChatSession, Generation, Judgment, RankedAnswer
 
-__all__ = ["Base", "ChatSession", "Database", "Generation", "Judgment", "open_database"]
+__all__ = ["Base", "ChatSession", "Database", "Generation", "Judgment", "RankedAnswer", "open_database"]

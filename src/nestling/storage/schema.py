@@ -9,8 +9,18 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, CheckConstraint, DateTime, Dialect, ForeignKey, String, Text
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    String,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
 
@@ -70,19 +80,27 @@ class Generation(Base):
 
 
 class Judgment(Base):
-    """What a person said about one answer (a thumb) or about two answers to one prompt (a vote).
+    """What a person said about answers to one prompt.
 
-    A thumb's ``value`` is "up", "down" or "none" (taken back). A vote's is "a", "b", "tie" or "both_bad",
-    where a is ``generation_id``, shown first or on the left, and b ``other_generation_id``. Changing one's
-    mind adds a row; a session's newest row about the same answers counts.
+    - thumb: ``value`` is "up", "down" or "none" (taken back).
+    - vote: "a", "b", "tie" or "both_bad", where a is ``generation_id``, shown first or on the left, and b
+      ``other_generation_id``.
+    - ranking: "ranked", or "all_bad" where none of them is good; ``answers`` holds all in the order they were shown
+      in, ``generation_id`` is the first of them.
+    - rewrite: "rewritten"; ``text`` is the better answer that the person wrote.
+
+    Changing one's mind adds a row; a session's newest row about the same answers counts.
     """
 
     __tablename__ = "judgments"
     __table_args__ = (
         CheckConstraint(
-            "(kind = 'thumb' AND value IN ('up', 'down', 'none') AND other_generation_id IS NULL) OR "
+            "(kind = 'thumb' AND value IN ('up', 'down', 'none') AND other_generation_id IS NULL AND text IS NULL) OR "
             "(kind = 'vote' AND value IN ('a', 'b', 'tie', 'both_bad') AND other_generation_id IS NOT NULL"
-            " AND other_generation_id <> generation_id)",
+            " AND other_generation_id <> generation_id AND text IS NULL) OR "
+            "(kind = 'ranking' AND value IN ('ranked', 'all_bad') AND other_generation_id IS NULL AND text IS NULL) OR "
+            "(kind = 'rewrite' AND value = 'rewritten' AND other_generation_id IS NULL AND text IS NOT NULL"
+            " AND text <> '')",
             name="kind_and_value",
         ),
     )
@@ -95,3 +113,21 @@ class Judgment(Base):
     reason: Mapped[str] = mapped_column(Text, default="")
     session_id: Mapped[str | None] = mapped_column(ForeignKey("sessions.id"))
     created: Mapped[datetime] = mapped_column(UTCDateTime, default=_now)
+    text: Mapped[str | None] = mapped_column(Text)
+    answers: Mapped[list[RankedAnswer]] = relationship(order_by="RankedAnswer.position")
+
+
+class RankedAnswer(Base):
+    """One answer of a ranking: where it was shown, counted from 0, and its rank: 1 is the best, equal ranks a tie."""
+
+    __tablename__ = "ranked_answers"
+    __table_args__ = (
+        UniqueConstraint("judgment_id", "generation_id", name="once_a_judgment"),
+        CheckConstraint("rank >= 1 AND position >= 0", name="rank_and_position"),
+    )
+
+    judgment_id: Mapped[int] = mapped_column(ForeignKey("judgments.id"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    generation_id: Mapped[str] = mapped_column(ForeignKey("generations.id"))
+    rank: Mapped[int]
+    generation: Mapped[Generation] = relationship()

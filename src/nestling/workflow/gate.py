@@ -99,11 +99,12 @@ class GateRule(Config):
 class GateLine(BaseModel):
     """One line of the verdict's table.
 
-    ``gain`` and ``bound`` are shares, relative for perplexity (whose gain is a fall). ``bound`` is the lower
-    end of the evidence's gain, or the most a guarded behaviour may have lost at its ``confidence``; the measured loss
-    where that is None.
+    ``name`` is the measure's or pool's, "evidence" for the evidence. ``gain`` and ``bound`` are shares, relative for
+    perplexity (whose gain is a fall). ``bound`` is the lower end of the evidence's gain, or the most a guarded
+    behaviour may have lost at its ``confidence``; the measured loss where that is None.
     """
 
+    name: str = ""
     label: str
     role: Literal["evidence", "guarded", "reported"]
     n: int
@@ -334,10 +335,12 @@ def _judge_evidence(paired: PairedGain | None, rule: GateRule) -> tuple[GateLine
     """The line, and what is wrong with it."""
     label = rule.evidence_label
     if paired is None:
-        line = GateLine(label=label, role="evidence", n=0, gain=0.0, passed=False)
+        line = GateLine(name="evidence", label=label, role="evidence", n=0, gain=0.0, passed=False)
         return line, [f"on {label} nothing was measured that may decide whether it is better"]
     gain, (low, _) = paired.gain.estimate, paired.gain.interval(rule.confidence)
-    line = GateLine(label=label, role="evidence", n=paired.n, gain=gain, bound=low, passed=low > 0)
+    line = GateLine(
+        name="evidence", label=label, role="evidence", n=paired.n, gain=gain, bound=low, passed=low > 0
+    )
     if low > 0:
         return line, []
     if gain <= 0:
@@ -354,6 +357,7 @@ def _judge_guards(guards: Sequence[_Guard], rule: GateRule) -> tuple[list[GateLi
         passed = bound < guard.margin
         lines.append(
             GateLine(
+                name=guard.name,
                 label=guard.label,
                 role="guarded",
                 n=guard.n,
@@ -389,7 +393,13 @@ def _reported_lines(candidate: Results, incumbent: Results, measures: Sequence[M
         paired = paired_gain(candidate, incumbent, measure)
         if paired:
             lines.append(
-                GateLine(label=measure.label, role="reported", n=paired.n, gain=paired.gain.estimate)
+                GateLine(
+                    name=measure.name,
+                    label=measure.label,
+                    role="reported",
+                    n=paired.n,
+                    gain=paired.gain.estimate,
+                )
             )
     return lines
 

@@ -38,6 +38,12 @@ _SAME_START = 60.0  # seconds by which the clock may have been set since
 STAGES = tuple(name for name in TITLES if name not in PARTS)
 
 
+Curves = dict[str, dict[str, list[tuple[int, float]]]]
+"""By stage, then by figure: (step, value)."""
+
+_POINTS = 200
+
+
 class ReportedLog(EventLog):
     """An event log that also tells a console, while ``to`` is active."""
 
@@ -75,24 +81,47 @@ class ProgressReader:
         self._log: EventLog | None = None
         self._offset = 0
         self._state: dict[str, Any] = {}
+        self._curves: Curves = {}
         self._reading = threading.Lock()  # every open page asks from a thread of its own
 
     def __call__(self) -> dict[str, Any] | None:
         """The state of the raising in the keys ``create_app`` documents, or None when there never was one."""
         with self._reading:
-            logs = list(self.workspace.runs.glob("*/events.jsonl"))
-            if not logs:
-                return None
-            newest = max(logs, key=lambda path: path.stat().st_mtime)
-            if self._log is None or self._log.path != newest:
-                self._log, self._offset, self._state = EventLog(newest), 0, {}
-            events, self._offset = self._log.read(self._offset)
-            for event in events:
-                self._state = fold(self._state, event)
+            self._catch_up()
             state = self._state
         if state.get("state") == "running" and not _lives(state["process"]):
             return state | {"state": "stopped", "eta_seconds": None}  # killed: it had no time to say so
         return state if "state" in state else None
+
+    def curves(self) -> Curves:
+        """How the shown figures of that raising went, by stage; long stages with fewer points."""
+        with self._reading:
+            self._catch_up()
+            return {
+                stage: {name: points[:: 1 + len(points) // _POINTS] for name, points in figures.items()}
+                for stage, figures in self._curves.items()
+            }
+
+    def _catch_up(self) -> None:
+        logs = list(self.workspace.runs.glob("*/events.jsonl"))
+        if not logs:
+            return
+        newest = max(logs, key=lambda path: path.stat().st_mtime)
+        if self._log is None or self._log.path != newest:
+            self._log, self._offset, self._state, self._curves = EventLog(newest), 0, {}, {}
+        events, self._offset = self._log.read(self._offset)
+        for event in events:
+            self._state = fold(self._state, event)
+            if event["kind"] == "step":
+                self._draw(event)
+
+    def _draw(self, event: dict[str, Any]) -> None:
+        figures = self._curves.setdefault(event["stage"], {})
+        for name, value in shown_metrics(event.get("metrics", {})).items():
+            points = figures.setdefault(name, [])
+            while points and points[-1][0] >= event["step"]:
+                points.pop()  # gone back to a checkpoint
+            points.append((event["step"], value))
 
 
 def own_process() -> list[float]:
@@ -146,7 +175,8 @@ def fold(state: dict[str, Any], event: dict[str, Any]) -> dict[str, Any]:
         return state | {"step": event["step"], "steps": event["total"], "eta_seconds": left,
                         "metrics": shown_metrics(event.get("metrics", {}))}  # fmt: skip
     if kind == "verdict":
-        return state | {"message": event["sentences"][0]}
+        verdict = {"version": event["version"], "accepted": event["accepted"]}
+        return state | {"message": event["sentences"][0], "verdict": verdict}
     if kind == "report":
         return state | {"message": event["text"]}
     return state

@@ -147,7 +147,10 @@ class Run:
         self.events.append("verdict", stage=stage, version=candidate.name, accepted=verdict.accepted,
                            incumbent=verdict.incumbent, sentences=verdict.sentences)  # fmt: skip
         rates = {name: round(figure.rate, 4) for name, figure in results.figures.items()}
-        self.workspace.versions.settle(candidate.name, verdict.accepted, verdict.sentences[0], gate=rates)
+        exam = {"against": verdict.incumbent, "lines": [line.model_dump() for line in verdict.lines]}
+        self.workspace.versions.settle(
+            candidate.name, verdict.accepted, verdict.sentences[0], gate=rates, exam=exam
+        )
 
     def report(self, versions: list[Version]) -> None:
         """Write the run's ``report.html`` and ``report.md``."""

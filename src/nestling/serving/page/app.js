@@ -6,6 +6,7 @@ import { byId, make, memory } from "./dom.js";
 import { startHistory } from "./history.js";
 import { followStatus } from "./nest.js";
 import { startSettings } from "./settings.js";
+import { startVersions } from "./versions.js";
 import { onLanguage, startWords, t } from "./words.js";
 
 const prompt = byId("prompt");
@@ -53,8 +54,8 @@ byId("new-chat").addEventListener("click", () => {
   startNew();
   prompt.focus();
 });
-byId("two").addEventListener("change", () => {
-  byId("against-label").hidden = !byId("two").checked;
+byId("answers").addEventListener("change", () => {
+  byId("against-label").hidden = byId("answers").value === "1";
 });
 byId("theme").addEventListener("click", () => {
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
@@ -79,6 +80,7 @@ showTheme(memory.get("theme"));
 startWords();
 startSettings();
 startHistory();
+startVersions();
 restore();
 addEventListener("pagehide", save);
 reflect();

@@ -5,12 +5,13 @@ import * as conversation from "./conversation.js";
 import { byId, make } from "./dom.js";
 import { asker } from "./judge.js";
 import { asked as settings } from "./settings.js";
+import { keptOf } from "./several.js";
 import { view } from "./views.js";
 import { saying, t } from "./words.js";
 
 // Turns by kind:
-//   {kind: "user", text}   {kind: "answer", id, text, version, thumb, end}   {kind: "note", says, slots}
-//   {kind: "pair", left: {id, text, end}, right, winner, versions}
+//   {kind: "user", text}   {kind: "answer", id, text, version, thumb, rewrite, end}   {kind: "note", says, slots}
+//   {kind: "several", answers: [{id, text, end}], judged, versions}   see several.js
 const views = new Map(); // by turn
 let running = null;
 
@@ -19,10 +20,11 @@ const log = () => byId("log");
 /** Whether an answer is on its way. */
 export const isRunning = () => running !== null;
 
-/** The version that is asked, or two to compare. */
+/** The version that is asked, or as many as answers are wanted, the one compared with in turns. */
 function models() {
   const model = byId("version").value || "nestling";
-  return byId("two").checked ? [model, byId("against").value || model] : [model];
+  const against = byId("against").value || model;
+  return Array.from({ length: Number(byId("answers").value) }, (_, at) => (at % 2 ? against : model));
 }
 
 /** What is asked with: finished exchanges among the turns, then the last question. */
@@ -31,7 +33,8 @@ function messages(turns) {
   let question = null;
   for (const turn of turns) {
     if (turn.kind === "user") question = turn.text;
-    const answer = turn.kind === "answer" ? turn.text : turn.kind === "pair" ? keptOf(turn)?.text : "";
+    const answer =
+      turn.kind === "answer" ? turn.rewrite ?? turn.text : turn.kind === "several" ? keptOf(turn)?.text : "";
     if (question !== null && answer) {
       said.push({ role: "user", content: question }, { role: "assistant", content: answer });
       question = null;
@@ -40,9 +43,6 @@ function messages(turns) {
   if (question !== null) said.push({ role: "user", content: question });
   return said;
 }
-
-/** Which of two answers the conversation goes on with: the better one, none when both are bad, else the left. */
-const keptOf = (pair) => (pair.winner === "both_bad" ? null : pair[pair.winner === "right" ? "right" : "left"]);
 
 // -- asking ------------------------------------------------------------------------------------------------------
 
@@ -56,10 +56,10 @@ export async function ask(text) {
 /** Stream an answer to a turn of the user's. */
 async function answer(question) {
   const asking = models();
-  const pair = asking.length === 2;
+  const one = asking.length === 1;
   const { messages: before, ...sampling } = settings();
   const body = { messages: [...before, ...messages(conversation.pathTo(question))], ...sampling, ...asker() };
-  const turn = pair ? { kind: "pair", left: fresh(), right: fresh() } : { kind: "answer", ...fresh() };
+  const turn = one ? { kind: "answer", ...fresh() } : { kind: "several", answers: asking.map(fresh) };
   conversation.add(turn, question);
   running = new AbortController();
   document.body.classList.add("running");
@@ -76,16 +76,15 @@ async function answer(question) {
   let retriable = true;
   shown.node.setAttribute("aria-busy", "true");
   try {
-    const events = pair
-      ? stream("/api/compare", { ...body, models: asking }, running.signal)
-      : stream("/v1/chat/completions", { ...body, model: asking[0], stream: true }, running.signal);
+    const events = one
+      ? stream("/v1/chat/completions", { ...body, model: asking[0], stream: true }, running.signal)
+      : stream("/api/compare", { ...body, models: asking }, running.signal);
     for await (const event of events) {
       follow(turn, event);
       showSoon();
     }
   } catch (error) {
-    const sides = pair ? [turn.left, turn.right] : [turn];
-    for (const side of sides) side.end ??= error.name === "AbortError" ? "cancelled" : "error";
+    for (const side of turn.answers ?? [turn]) side.end ??= error.name === "AbortError" ? "cancelled" : "error";
     if (error.name !== "AbortError") turn.trouble = troubleOf(error);
     retriable = error.code !== FULL;
   } finally {
@@ -109,11 +108,11 @@ function troubleOf(error) {
 
 /** Take one event of a stream into a turn. */
 function follow(turn, event) {
-  const side = event.side ? turn[event.side] : turn;
-  const delta = event.side ? event.text : event.choices[0].delta.content;
-  side.text += delta ?? "";
-  side.end = (event.side ? event.finish_reason : event.choices[0].finish_reason) ?? side.end;
-  if (event.side) side.id = event.generation_id ?? side.id;
+  const several = turn.kind === "several";
+  const answer = several ? turn.answers[event.answer] : turn;
+  answer.text += (several ? event.text : event.choices[0].delta.content) ?? "";
+  answer.end = (several ? event.finish_reason : event.choices[0].finish_reason) ?? answer.end;
+  if (several) answer.id = event.generation_id ?? answer.id;
   else [turn.id, turn.version] = [event.id, event.model];
 }
 
@@ -186,7 +185,7 @@ export function restore(id) {
   views.clear();
   for (const turn of conversation.path()) {
     if (turn.kind === "answer") turn.end ??= "cancelled";
-    if (turn.kind === "pair") for (const side of [turn.left, turn.right]) side.end ??= "cancelled";
+    for (const answer of turn.answers ?? []) answer.end ??= "cancelled";
   }
   lay(true);
 }

@@ -8,6 +8,7 @@ import { memory, randomId } from "./dom.js";
 
 const KEPT = 100; // chats; the oldest is forgotten first
 const TITLE = 60; // characters
+const KINDS = new Set(["user", "answer", "several", "note"]); // another release may have written others
 
 let chat = load(memory.get("current")) ?? fresh();
 
@@ -17,7 +18,8 @@ function fresh() {
 
 function load(id) {
   const found = id && memory.get(`chat.${id}`);
-  return found?.turns && found?.chosen ? found : null;
+  const known = Object.values(found?.turns ?? {}).every((turn) => KINDS.has(turn.kind));
+  return found?.turns && found?.chosen && known ? found : null;
 }
 
 export const chatId = () => chat.id;

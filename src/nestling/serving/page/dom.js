@@ -32,6 +32,9 @@ const ICONS = {
   again: "M19 12a7 7 0 1 1-2.2-5.100M19 4v4h-4",
   back: "M14 6l-6 6 6 6",
   on: "M10 6l6 6-6 6",
+  move: "M9 6h.01M15 6h.01M9 12h.01M15 12h.01M9 18h.01M15 18h.01",
+  "up-one": "M6 14l6-6 6 6",
+  "down-one": "M6 10l6 6 6-6",
   bin: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13",
 };
 

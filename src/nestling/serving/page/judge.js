@@ -1,8 +1,9 @@
-// What people say of answers: thumbs with a reason, and votes between two.
+// What people say of answers: thumbs with a reason, better answers, and the sending of any judgment.
 
 import { json } from "./api.js";
 import { chatId, save } from "./conversation.js";
 import { icon, make, memory, randomId } from "./dom.js";
+import { button, editInPlace } from "./parts.js";
 import { labelled, saying, t } from "./words.js";
 
 const client = memory.get("client") ?? randomId();
@@ -48,36 +49,31 @@ export function thumbs(turn) {
   return { buttons, why, reply };
 }
 
-/** The four buttons of a vote; `update` is called once it is recorded. */
-export function voting(turn, update) {
-  const question = saying(make("p", {}), "whichIsBetter");
-  const reply = make("p", { className: "line bad", role: "status" });
-  const buttons = ["left", "tie", "both_bad", "right"].map((winner) => {
-    const button = make("button", { type: "button", className: "soft", value: winner });
-    if (winner === "left" || winner === "right") {
-      // On a narrow screen the answers stand one above the other.
-      const other = winner === "left" ? "first" : "second";
-      const wide = saying(make("span", { className: "wide" }), winner);
-      button.append(wide, saying(make("span", { className: "narrow" }), other));
-    } else saying(button, winner);
-    button.addEventListener("click", async () => {
-      const vote = { kind: "vote", left: turn.left.id, right: turn.right.id, winner, user: client };
-      for (const each of buttons) each.disabled = true;
-      try {
-        turn.versions = (await json("/api/judgments", vote)).versions;
-        turn.winner = winner;
-        save();
-        update();
-      } catch (error) {
-        reply.textContent = t("notRecorded", { why: error.message });
-        for (const each of buttons) each.disabled = false;
-      }
+/** A button to write a better answer with, in place of the one that was given. */
+export function rewriting(turn, body, foot, reply) {
+  const better = button("writeBetter", "pen");
+  better.addEventListener("click", () => {
+    const written = turn.rewrite ?? turn.text;
+    editInPlace(body.node, foot, better, written, "writeBetter", "keep", (text) => {
+      sendJudgment({ kind: "rewrite", generation_id: turn.id, text }, reply, [better], () => {
+        turn.rewrite = text;
+        body.update(turn);
+        saying(reply, "thanks");
+      });
     });
-    return button;
   });
-  return [question, make("div", { className: "buttons", role: "group" }, ...buttons), reply];
+  return better;
 }
 
-export function verdict(turn) {
-  return saying(make("p", { role: "status" }), turn.winner === "both_bad" ? "keptNeither" : "thanks");
+/** Record a judgment: buttons rest meanwhile, `reply` says what went wrong, `then` gets what the server said. */
+export async function sendJudgment(judgment, reply, buttons, then) {
+  reply.textContent = "";
+  for (const each of buttons) each.disabled = true;
+  try {
+    then(await json("/api/judgments", { ...judgment, user: client }));
+    save();
+  } catch (error) {
+    reply.textContent = t("notRecorded", { why: error.message });
+  }
+  for (const each of buttons) each.disabled = false;
 }

@@ -2,17 +2,26 @@
 
 import { json, stream } from "./api.js";
 import { note } from "./chat.js";
+import { pictures, short } from "./curves.js";
 import { byId, make } from "./dom.js";
-import { onLanguage, saying, stageName, t } from "./words.js";
+import { takeVersions } from "./versions.js";
+import { figureName, onLanguage, saying, stageName, t } from "./words.js";
 
 const RETRY_MS = 2000;
+const CURVES_MS = 5000;
 
 let status = null;
 let versions = [];
+let curves = {};
+let curvesAt = 0;
 
 /** Follow the server's status for as long as the page is open. */
 export async function followStatus() {
   onLanguage(showAll);
+  byId("raising").addEventListener("toggle", async () => {
+    await followCurves().catch(() => {}); // comes again with the next news
+    showAll();
+  });
   for (;;) {
     try {
       for await (const news of stream("/api/events")) await take(news);
@@ -28,12 +37,20 @@ export async function followStatus() {
 async function take(news) {
   const before = status?.serving?.name;
   const stageBefore = status?.raising?.stage;
+  const judgedBefore = status?.raising?.verdict?.version;
+  const known = status !== null;
   status = news;
   const name = news.serving?.name;
-  if (before && name && before !== name) note("tookOver", { name });
   if (before !== name || stageBefore !== news.raising?.stage || !versions.length) {
     versions = (await json("/api/versions")).versions;
+    takeVersions(versions);
   }
+  if (before && name && before !== name) note("tookOver", { name });
+  const verdict = news.raising?.verdict;
+  if (known && verdict && verdict.version !== judgedBefore && !verdict.accepted) {
+    note("notServed", { name: verdict.version });
+  }
+  await followCurves();
   showAll();
 }
 
@@ -86,6 +103,13 @@ function fill(select, options) {
   if (options.some((o) => o.value === chosen)) select.value = chosen;
 }
 
+/** Fetch the curves now and then, while somebody looks at them. */
+async function followCurves() {
+  if (!byId("raising").open || !status.raising || Date.now() - curvesAt < CURVES_MS) return;
+  curvesAt = Date.now();
+  ({ curves } = await json("/api/curves"));
+}
+
 // -- raising -----------------------------------------------------------------------------------------------------
 
 function showRaising() {
@@ -107,19 +131,23 @@ function showRaising() {
       return item;
     }),
   );
+  const figures = curves[raising.stage] ?? Object.values(curves).at(-1) ?? {};
+  byId("raising-curves").replaceChildren(...pictures(figures));
   byId("raising-numbers").replaceChildren(
-    ...Object.entries(raising.metrics ?? {}).map(([name, value]) =>
-      make("div", {}, make("dt", {}, name.replaceAll("_", " ")), make("dd", {}, number(value))),
-    ),
+    ...Object.entries(raising.metrics ?? {})
+      .filter(([name]) => !(figures[name]?.length > 1)) // the others are in the pictures
+      .map(([name, value]) => make("div", {}, make("dt", {}, figureName(name)), make("dd", {}, short(value)))),
   );
 }
 
 function summary(raising) {
-  if (raising.state === "finished") return [t("finished"), raising.message].filter(Boolean).join(" · ");
+  const { version, accepted } = raising.verdict ?? {};
+  const message = version ? t(accepted ? "verdictServed" : "verdictKept", { name: version }) : raising.message;
+  if (raising.state === "finished") return [t("finished"), message].filter(Boolean).join(" · ");
   if (["failed", "stopped"].includes(raising.state)) return [t("failed"), raising.message].filter(Boolean).join(" · ");
   const step = raising.steps ? t("stepOf", raising) : raising.step ? t("step", raising) : "";
   const stage = raising.stage ? stageName(raising.part ?? raising.stage) : t("raising");
-  return [stage, step, remaining(raising.eta_seconds), raising.message].filter(Boolean).join(" · ");
+  return [stage, step, remaining(raising.eta_seconds), message].filter(Boolean).join(" · ");
 }
 
 function remaining(seconds) {
@@ -127,9 +155,4 @@ function remaining(seconds) {
   if (seconds < 60) return t("etaSeconds");
   if (seconds < 5400) return t("etaMinutes", { n: Math.round(seconds / 60) });
   return t("etaHours", { n: (seconds / 3600).toFixed(1) });
-}
-
-function number(value) {
-  if (typeof value !== "number") return String(value ?? "–");
-  return Number.isInteger(value) ? value.toLocaleString() : String(Number(value.toPrecision(3)));
 }
