@@ -11,6 +11,7 @@ import torch
 from nestling.compute.workers import Workers
 from nestling.generation.side_by_side import SideBySide
 from nestling.model.hf_folder import LoadedModel
+from nestling.model.scorer import Scorer
 from nestling.rewards.terms import Attempt, RewardMix
 from nestling.text.samples import TokenSample, training_samples
 from nestling.training.ppo import PPO, Networks, PPOConfig, Prompt
@@ -38,12 +39,11 @@ SMALL: dict[str, Any] = {
 
 def make_ppo(
     folder: Path, dtype: torch.dtype = torch.float32, model: LoadedModel | None = None,
-    workers: Workers | None = None, **changes: Any,
+    workers: Workers | None = None, scorer: Scorer | None = None, **changes: Any,
 ) -> PPO:  # fmt: skip
     config = PPOConfig(**SMALL | changes)
     model = model or tiny_model(dtype=dtype)
-    critic = tiny_model(seed=9, dtype=dtype).decoder if config.critic == "separate" else None
-    networks = Networks(model, config, critic)
+    networks = Networks(model, config, scorer)
     engine = SideBySide(model, workers or Workers(), max_batch=32)
     mix = RewardMix([(Vowels(), 1.0)])
     return PPO(networks, engine, PROMPTS, mix, config, folder, workers, demonstrations(model))

@@ -225,11 +225,16 @@ def test_our_side_of_the_race_learns_saves_and_is_judged(start: Start) -> None:
     "more",
     [
         {"workers": 1},
-        {"ours": OURS["1e-4, 1 epoch"] | {"lora": {"rank": 2, "alpha": 4}, "critic": "separate"}},
+        {
+            "ours": OURS["4 x 4 answers, 1e-4, 1 epoch"]
+            | {"lora": {"rank": 2, "alpha": 4}, "critic": "separate"}
+        },
     ],
 )
 def test_a_run_by_other_settings_learns_too(start: Start, more: dict[str, Any]) -> None:
-    learner = start.runner("other", 0, "ours", {"kind": "race", "ours": OURS["1e-4, 1 epoch"]} | more)
+    learner = start.runner(
+        "other", 0, "ours", {"kind": "race", "ours": OURS["4 x 4 answers, 1e-4, 1 epoch"]} | more
+    )
     judge = Judge(start.reward.folder, start.material.tokenizer, start.material.hardware)
     run([learner], 5, judge, 0.0, lambda _: None)
     assert len(learner.curve) == 2

@@ -309,3 +309,29 @@ def test_a_learned_score_rewards_what_the_scorer_likes(tmp_path: Path) -> None:
     assert step["metrics"]["reward/learned"] != 0
     total = step["metrics"]["reward/learned"] - 0.5 * step["metrics"]["reward/looping"]
     assert step["metrics"]["reward/total"] == pytest.approx(total, abs=1e-5)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_critic_of_its_own_begins_as_the_reward_model(tmp_path: Path, samples: int) -> None:
+    """Its values are the scores of what was said so far; beside siblings, which are subtracted, they begin at zero."""
+    model = tiny_model(seed=9)
+    scorer = Scorer(model.decoder, model.tokenizer)
+    torch.nn.init.normal_(scorer.head.weight, generator=torch.Generator().manual_seed(3))
+    scorer.mean, scorer.std = 0.7, 2.5
+    ppo = make_ppo(tmp_path, scorer=scorer, critic="separate", samples=samples, learned_weight=0.5)
+    if samples == 1:
+        ppo.warm_up_critic()  # changes nothing: the score knows more than a few answers would tell
+    attempts, _ = ppo.roll_out(0)
+    for minibatch in ppo.partition(attempts, 0):
+        for row, _ in minibatch:
+            values = ppo.networks(row)[2]
+            raw = scorer.head(scorer.decoder(row.ids, row.layout)[row.predictors])
+            expected = 0.5 * scorer.normalise(raw) if samples == 1 else torch.zeros_like(raw)
+            assert torch.allclose(values, expected, atol=1e-5)
+    trained = {name for group in ppo.networks.groups() for name in group.parameters}
+    assert any(name.startswith("critic.") for name in trained)
+    before = scorer.head.weight.clone()
+    ppo.step(1)
+    assert torch.equal(scorer.head.weight, before) and not torch.equal(
+        ppo.networks.value_head.weight, before * 0.5 / 2.5
+    )

@@ -14,7 +14,7 @@ from nestling.compute.device import Hardware
 from nestling.workspace import atomic
 
 USUAL = "as in the race"
-USUALLY = OURS["3e-5, 2 epochs, KL 0.03"]
+USUALLY = next(iter(OURS.values()))
 
 
 def variants(hardware: Hardware) -> dict[str, dict[str, Any]]:

@@ -24,7 +24,7 @@ from nestling.model.scorer import load_scorer
 from nestling.rewards.terms import LearnedScore, RewardMix, Unfinished
 from nestling.text.samples import TokenSample
 from nestling.training.planned import PlannedStage
-from nestling.training.ppo import PPO, Networks, PPOConfig, Prompt, critic_of
+from nestling.training.ppo import PPO, Networks, PPOConfig, Prompt
 from nestling.training.reward_model import RankedIds, RewardModelConfig, RewardModelStage
 from nestling.training.settings import LoRAConfig
 from nestling.training.sft import SFT, SFTConfig
@@ -63,7 +63,7 @@ def ppo(setting: dict[str, Any]) -> Turn:
         lora=LoRAConfig(rank=lora, alpha=2 * lora) if lora else None, transcript_every=LONG, seed=setting["seed"],
     )  # fmt: skip
     reward = RewardMix([(LearnedScore(scorer, workers=workers), 1.0)])
-    networks = Networks(model, config, critic_of(model, scorer, config))
+    networks = Networks(model, config, scorer)
     engine = SideBySide(model, workers, max_batch=config.prompts)
     stage = _GivenPrompts(networks, engine, [Prompt([])], reward, config, scratch(setting), workers)
     stage.given = setting["prompts"]
@@ -82,12 +82,12 @@ def race(setting: dict[str, Any]) -> Turn:
     model = load_model(setting["model"], hardware.torch_dtype)
     scorer, workers = load_scorer(Path(setting["scorer"]), hardware.torch_dtype), hardware.side_by_side()
     config = PPOConfig(
-        iterations=LONG, max_new_tokens=setting["answer_tokens"], temperature=0.7, gae_lambda=1.0, minibatches=1,
-        critic_warmup=0, transcript_every=LONG, seed=setting["seed"], **setting["ours"],
+        iterations=LONG, max_new_tokens=setting["answer_tokens"], temperature=0.7, minibatches=1, critic_warmup=0,
+        transcript_every=LONG, seed=setting["seed"], **setting["ours"],
     )  # fmt: skip
     reward = RewardMix([(LearnedScore(scorer, workers=workers), 1.0), (Unfinished(), -1.0)])
     engine = SideBySide(model, workers, max_batch=setting["answers"])
-    networks = Networks(model, config, critic_of(model, scorer, config))
+    networks = Networks(model, config, scorer)
     stage = _GivenPrompts(networks, engine, [Prompt([])], reward, config, Path(setting["saves"]), workers)
     stage.given = setting["prompts"]
     steps = itertools.count(1)

@@ -35,18 +35,18 @@ SAVE_EVERY = 5
 UNFINISHED = 1.0
 NOTICED = 0.1
 
-OURS: dict[str, dict[str, Any]] = {
-    "3e-5, 2 epochs, KL 0.03": {
-        "prompts": 4, "samples": 4, "learning_rate": 3e-5, "epochs": 2, "kl_coef": 0.03,
-    },
-    "1e-4, 1 epoch": {"prompts": 4, "samples": 4, "learning_rate": 1e-4, "epochs": 1, "kl_coef": 0.05},
-    "1e-4, 1 epoch, 16 prompts": {
-        "prompts": 16, "samples": 1, "learning_rate": 1e-4, "epochs": 1, "kl_coef": 0.05,
-    },
-    "1e-4, 2 epochs, 16 prompts": {
-        "prompts": 16, "samples": 1, "learning_rate": 1e-4, "epochs": 2, "kl_coef": 0.05,
-    },
+_SIBLINGS: dict[str, Any] = {"prompts": 4, "samples": 4, "gae_lambda": 1.0}
+_CRITIC: dict[str, Any] = {
+    "prompts": 16, "samples": 1, "gae_lambda": 0.95, "kl_coef": 0.05, "warmup_steps": 0, "epochs": 1,
+    "critic": "separate", "critic_trunk_learning_rate": 1e-4, "critic_learning_rate": 1e-4,
 }  # fmt: skip
+OURS: dict[str, dict[str, Any]] = {
+    "4 x 4 answers, 3e-5, 2 epochs, KL 0.03": _SIBLINGS
+    | {"learning_rate": 3e-5, "epochs": 2, "kl_coef": 0.03},
+    "4 x 4 answers, 1e-4, 1 epoch": _SIBLINGS | {"learning_rate": 1e-4, "epochs": 1, "kl_coef": 0.05},
+    "16 answers, critic from the reward model, 5e-5, 1 epoch": _CRITIC | {"learning_rate": 5e-5},
+    "16 answers, critic from the reward model, 1e-4, 1 epoch": _CRITIC | {"learning_rate": 1e-4},
+}
 """As many as of the peer's, chosen by the same trial: 16 answers an iteration, of 4 prompts or of 16."""
 TRL: dict[str, dict[str, Any]] = {
     "3e-6, 4 epochs (its default)": {"learning_rate": 3e-6, "num_ppo_epochs": 4},

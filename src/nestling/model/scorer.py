@@ -41,6 +41,15 @@ class Scorer(nn.Module):
     def normalise(self, raw: Tensor) -> Tensor:
         return (raw - self.mean) / self.std
 
+    @torch.no_grad()
+    def normalised_head(self, weight: float = 1.0) -> ScalarHead:
+        """A head that gives ``weight`` times the normalised score of the same hidden state."""
+        head = ScalarHead(self.decoder.config.hidden_size, bias=True).to(self.head.weight.device)
+        head.weight.copy_(weight * self.head.weight / self.std)
+        assert head.bias is not None  # asked for above
+        head.bias.fill_(-weight * self.mean / self.std)
+        return head
+
 
 def save_scorer(folder: Path, scorer: Scorer) -> None:
     """Write a folder that ``transformers.AutoModelForSequenceClassification`` opens, plus the normalisation."""

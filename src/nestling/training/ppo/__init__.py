@@ -8,8 +8,7 @@ from pathlib import Path
 from nestling.compute.workers import Workers
 from nestling.errors import DataError
 from nestling.generation.side_by_side import SideBySide
-from nestling.model.decoder import Decoder
-from nestling.model.hf_folder import LoadedModel, copy_decoder
+from nestling.model.hf_folder import LoadedModel
 from nestling.model.lora import merge_lora
 from nestling.model.scorer import Scorer
 from nestling.rewards.terms import CheckScore, LearnedScore, Looping, RewardMix, Term, Unfinished
@@ -20,7 +19,7 @@ from nestling.training.ppo.networks import Networks
 from nestling.training.ppo.stage import PPO, Prompt
 from nestling.workspace.events import EventLog
 
-__all__ = ["PPO", "Networks", "PPOConfig", "Prompt", "critic_of", "reward_mix", "train_ppo"]
+__all__ = ["PPO", "Networks", "PPOConfig", "Prompt", "reward_mix", "train_ppo"]
 
 
 def reward_mix(config: PPOConfig, scorer: Scorer | None, workers: Workers | None = None) -> RewardMix:
@@ -57,16 +56,6 @@ def rehearsable(
     return fitting
 
 
-def critic_of(model: LoadedModel, scorer: Scorer | None, config: PPOConfig) -> Decoder | None:
-    """The trunk that a separate critic starts from: the reward model's, or the policy's when there is none."""
-    if config.critic == "shared":
-        return None
-    critic = copy_decoder(scorer.decoder if scorer is not None else model.decoder)
-    for parameter in critic.model.parameters():
-        parameter.requires_grad_(True)
-    return critic
-
-
 def train_ppo(
     model: LoadedModel,
     prompts: Sequence[Prompt],
@@ -94,7 +83,7 @@ def train_ppo(
     rehearsed = rehearsable(model, demonstrations, config)
     if left_out := len(demonstrations) - len(rehearsed):
         events.append("samples_left_out", stage=PPO.name, count=left_out)
-    networks = Networks(model, config, critic_of(model, scorer, config))
+    networks = Networks(model, config, scorer)
     workers = workers or Workers()
     engine = SideBySide(model, workers, max_batch=config.prompts * config.samples)
     mix = reward or reward_mix(config, scorer, workers)

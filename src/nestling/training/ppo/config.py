@@ -30,14 +30,18 @@ class PPOConfig(OptimizerConfig):
     row_tokens: int = Field(2048, ge=16, description="Tokens of a micro-batch.")
     critic: Literal["shared", "separate"] = Field(
         "shared",
-        description="Value head on the policy's own trunk, or on a network of its own, trained whole (more memory).",
+        description="Value head on the policy's own trunk, or on a network of its own, trained whole (more memory); "
+        "that starts as the reward model, with one answer to a prompt as its score.",
     )
     critic_learning_rate: float = Field(1e-3, gt=0, lt=1, description="Peak learning rate of the value head.")
     critic_trunk_learning_rate: float = Field(
         1e-5, gt=0, lt=1, description="Peak rate of a separate critic's trunk."
     )
     critic_warmup: int = Field(
-        4, ge=0, description="Rollout batches on which the value head is fitted first; 0 starts it at zero."
+        4,
+        ge=0,
+        description="Rollout batches on which a value head is fitted first that does not start as the score; "
+        "0 starts it at zero.",
     )
     kl_coef: float = Field(
         0.03, ge=0, description="Cost of a nat of KL to the reference, per token, in the reward."

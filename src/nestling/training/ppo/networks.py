@@ -13,6 +13,7 @@ from nestling.model.heads import ScalarHead
 from nestling.model.hf_folder import LoadedModel, copy_decoder
 from nestling.model.lora import adapters_off
 from nestling.model.rows import Row
+from nestling.model.scorer import Scorer
 from nestling.model.vocabulary import token_logprobs, token_logprobs_and_entropy
 from nestling.training.optimizer import ParameterGroup, trainable
 from nestling.training.ppo.config import PPOConfig
@@ -22,19 +23,30 @@ from nestling.training.trained_part import choose_trained
 class Networks(nn.Module):
     """Policy with a value head on its own trunk or beside it, and the frozen reference.
 
+    A critic of its own starts as the reward model (Ouyang et al. 2022): where an answer is not measured against others
+    to its prompt, its values then are the scores of what has been said so far, and each token is credited with what it
+    adds to them. Without a reward model it starts from the policy's trunk.
+
     With LoRA the reference is the policy with its adapters off and costs no memory. Frozen blocks are the reference's
     as well as the policy's, and a row goes through them once for both and for every update (``begin``).
     """
 
-    def __init__(self, model: LoadedModel, config: PPOConfig, critic: Decoder | None = None) -> None:
+    def __init__(self, model: LoadedModel, config: PPOConfig, scorer: Scorer | None = None) -> None:
         super().__init__()
         self.config = config
         self.policy = model.decoder
         choose_trained(self.policy, config.frozen_blocks, config.lora, config.seed)
         frozen = {name for name, p in self.policy.named_parameters() if not p.requires_grad}
         self.reference: Decoder | None = None if config.lora else copy_decoder(self.policy, sharing=frozen)
-        self.critic: Decoder | None = critic if config.critic == "separate" else None
+        self.critic: Decoder | None = None
         self.value_head = ScalarHead(model.config.hidden_size, bias=True).to(self.policy.device)
+        self.value_is_score = config.critic == "separate" and scorer is not None and config.samples == 1
+        if config.critic == "separate":
+            self.critic = copy_decoder(scorer.decoder if scorer is not None else model.decoder)
+            for parameter in self.critic.model.parameters():
+                parameter.requires_grad_(True)
+        if self.value_is_score and scorer is not None:
+            self.value_head.load_state_dict(scorer.normalised_head(config.learned_weight).state_dict())
 
     def groups(self) -> list[ParameterGroup]:
         """What is trained at which peak rate."""

@@ -224,7 +224,12 @@ class PPO:
 
     @torch.no_grad()
     def warm_up_critic(self) -> None:
-        """Fit the value head to the returns of the unmoved policy before it is believed."""
+        """Fit the value head to the returns of the unmoved policy before it is believed.
+
+        One that gives the reward model's scores knows more than a few batches could tell it.
+        """
+        if self.networks.value_is_score:
+            return
         features, returns = [], []
         read = lambda networks, row: networks.value_features(row, networks.hidden(row))
         for batch in range(self.config.critic_warmup):
