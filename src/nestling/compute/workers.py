@@ -15,8 +15,15 @@ from typing import TypeVar
 
 import torch
 
+from nestling.compute.courtesy import make_way
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def _politely(work: Callable[[int, Item], Result], worker: int, item: Item) -> Result:
+    make_way()
+    return work(worker, item)
 
 
 class Workers:
@@ -45,7 +52,7 @@ class Workers:
         off in ``work`` as they are for the caller.
         """
         if self._pool is None:
-            return [work(0, item) for item in items]
+            return [_politely(work, 0, item) for item in items]
         graded = torch.is_grad_enabled()
 
         def share(worker: int) -> list[Result]:
@@ -54,7 +61,7 @@ class Workers:
                 for item in items[worker :: self.count]:
                     if self.stopping.is_set():
                         break
-                    done.append(work(worker, item))
+                    done.append(_politely(work, worker, item))
                 return done
 
         self.stopping.clear()

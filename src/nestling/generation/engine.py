@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from nestling.compute.courtesy import make_way
 from nestling.compute.process import tidy_memory
 from nestling.errors import RequestError
 from nestling.generation import sampler
@@ -191,6 +192,7 @@ class Engine:
         """Step until all of ``tickets`` have ended; gives up, with what there is, when ``stopped``."""
         done: dict[int, Completion] = {}
         while len(done) < len(tickets) and not stopped():
+            make_way()
             for event in self.step():
                 if event.completion is not None:
                     done[event.ticket] = event.completion

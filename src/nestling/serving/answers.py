@@ -6,9 +6,11 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
+from nestling.compute.courtesy import sign_up
 from nestling.errors import NestlingError
 from nestling.feedback import Recorder, new_generation_id
 from nestling.generation.protocol import Chunk, Completion, Request, Sampling
@@ -108,14 +110,18 @@ class Answer:
 class Answers:
     """Starts answers and keeps them going whatever becomes of the request that asked.
 
+    Args:
+        sign: kept up while anybody is answered, so that a training makes way.
+
     Attributes:
         recording_error: why the last answer could not be written down, or None.
     """
 
-    def __init__(self, pool: ModelPool, recorder: Recorder) -> None:
-        self.pool, self.recorder = pool, recorder
+    def __init__(self, pool: ModelPool, recorder: Recorder, sign: Path) -> None:
+        self.pool, self.recorder, self.sign = pool, recorder, sign
         self.recording_error: str | None = None
         self._open: dict[str, Answer] = {}
+        self._sign = AsyncExitStack()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, question: Question) -> Answer:
@@ -138,7 +144,10 @@ class Answers:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _run(self, answer: Answer) -> None:
+        alone = not self._open
         self._open[answer.id] = answer
+        if alone:
+            await self._sign.enter_async_context(sign_up(self.sign))
         try:
             async with self.pool.lease(answer.question.model) as worker:
                 await self._follow(answer, worker)
@@ -146,6 +155,8 @@ class Answers:
             answer._items.put_nowait(error)
         finally:
             del self._open[answer.id]
+            if not self._open:
+                await self._sign.aclose()
             answer.done.set()
 
     async def _follow(self, answer: Answer, worker: EngineWorker) -> None:

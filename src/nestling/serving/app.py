@@ -53,7 +53,7 @@ def create_app(
         pool = ModelPool(
             workspace.versions, load_engine, max_loaded=settings.max_loaded, max_queue=settings.max_queue
         )
-        answers = Answers(pool, Recorder(opened))
+        answers = Answers(pool, Recorder(opened), workspace.answering_sign)
         app.state.server = ServerState(workspace, settings, pool, answers, progress, curves)
         pool.start()
         yield

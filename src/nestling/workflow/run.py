@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from nestling import __version__
+from nestling.compute.courtesy import make_way_for
 from nestling.compute.process import forget_peak, give_memory_back, peak_memory
 from nestling.evaluation.compare import compare
 from nestling.evaluation.detectors import measure_detectors
@@ -50,6 +51,7 @@ class Run:
         reported = self.events.to(console) if console else nullcontext()
         with self.workspace.lock("trainer", "the raising of versions"), reported:
             atomic.write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
+            make_way_for(self.workspace.answering_sign)
             self.events.append("run_started", recipe=self.recipe.name, stages=STAGES, process=own_process())
             try:
                 self._execute()
@@ -59,6 +61,8 @@ class Run:
                     "run_stopped" if stopped else "run_failed", reason=str(error) or repr(error)
                 )
                 raise
+            finally:
+                make_way_for(None)
             self.events.append("run_finished", recipe=self.recipe.name)
 
     @property

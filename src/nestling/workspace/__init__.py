@@ -23,6 +23,7 @@ class Workspace:
         runs: one folder a recipe, owned by its training run.
         cache: downloads and evaluations; safe to delete.
         database_path: people's judgments and the generations they are about.
+        answering_sign: is there, and fresh, while a server answers somebody (``compute.courtesy``).
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
@@ -31,6 +32,7 @@ class Workspace:
         self.runs = self.root / "runs"
         self.cache = self.root / "cache"
         self.database_path = self.root / "feedback.sqlite"
+        self.answering_sign = self.root / "answering"
 
     def run_folder(self, recipe: str) -> Path:
         """The folder of the run of ``recipe``, whose name must not be a path."""
