@@ -9,7 +9,7 @@ ARGS ?=
 CHROMIUM := $(firstword $(shell command -v chromium chromium-browser google-chrome 2>/dev/null))
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: up setup test lint need-chromium clean bench bench-peers bench-quick
+.PHONY: up setup test lint need-chromium clean bench bench-peers bench-quick kill-often
 
 up: setup
 	$(VENV)/bin/nestling up $(ARGS)
@@ -29,6 +29,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 test: need-chromium lint
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# Kill a raising a hundred times at random moments; it must end with the same bits. About a quarter of an hour.
+kill-often: $(VENV)/.installed-dev
+	$(VENV)/bin/python tests/kill_often.py
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check src tests

@@ -96,7 +96,11 @@ def start(workspace: Path, recipe: Path) -> subprocess.Popen[bytes]:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("recipe")
+    return write_recipe(tmp_path_factory.mktemp("recipe"))
+
+
+def write_recipe(folder: Path) -> Path:
+    """A recipe of seconds, and a base for it."""
     base = folder / "base"
     base.mkdir()
     save_model(base, tiny_model(context_length=2048))
