@@ -144,8 +144,8 @@ def learning(policy: str, reward_model: str, seeds: int, iterations: int, base: 
     judge = Judge(start.reward.folder, material.tokenizer, material.hardware)
     first = judge(start.policy.folder)
     found = {
-        name: [start.runner(name, seed, "ours", {"kind": "race"} | more) for seed in range(seeds)]
-        for name, more in variants(material.hardware).items()
+        name: [start.runner(name, seed, "ours", {"kind": "race"} | variant.more) for seed in range(seeds)]
+        for name, variant in variants().items()
     }
     for same_seed in zip(*found.values(), strict=True):
         for runner in same_seed:
