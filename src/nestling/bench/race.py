@@ -50,8 +50,8 @@ OURS: dict[str, dict[str, Any]] = {
 """As many as of the peer's, chosen by the same trial: 16 answers an iteration, of 4 prompts or of 16."""
 TRL: dict[str, dict[str, Any]] = {
     "3e-5, 2 epochs, KL 0.03 (as ours)": {"learning_rate": 3e-5, "num_ppo_epochs": 2, "kl_coef": 0.03},
+    "5e-5, 1 epoch": {"learning_rate": 5e-5, "num_ppo_epochs": 1},
     "1e-4, 1 epoch": {"learning_rate": 1e-4, "num_ppo_epochs": 1},
-    "1e-4, 2 epochs": {"learning_rate": 1e-4, "num_ppo_epochs": 2},
     "2e-4, 1 epoch": {"learning_rate": 2e-4, "num_ppo_epochs": 1},
 }
 """Settings by which it learns. By its default (3e-6, 4 epochs) and at 1e-5 it had not after 20 iterations."""
