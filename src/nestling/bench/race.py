@@ -41,11 +41,10 @@ _CRITIC: dict[str, Any] = {
     "critic": "separate", "critic_trunk_learning_rate": 1e-4, "critic_learning_rate": 1e-4,
 }  # fmt: skip
 OURS: dict[str, dict[str, Any]] = {
-    "4 x 4 answers, 3e-5, 2 epochs, KL 0.03": _SIBLINGS
-    | {"learning_rate": 3e-5, "epochs": 2, "kl_coef": 0.03},
     "4 x 4 answers, 1e-4, 1 epoch": _SIBLINGS | {"learning_rate": 1e-4, "epochs": 1, "kl_coef": 0.05},
     "16 answers, critic from the reward model, 5e-5, 1 epoch": _CRITIC | {"learning_rate": 5e-5},
     "16 answers, critic from the reward model, 1e-4, 1 epoch": _CRITIC | {"learning_rate": 1e-4},
+    "16 answers, critic from the reward model, 2e-4, 1 epoch": _CRITIC | {"learning_rate": 2e-4},
 }
 """As many as of the peer's, chosen by the same trial: 16 answers an iteration, of 4 prompts or of 16."""
 TRL: dict[str, dict[str, Any]] = {
