@@ -90,7 +90,9 @@ def test_the_prompt_is_all_that_two_conversations_share() -> None:
         ({"instruction": "q", "output": "a", "history": [["q"]]}, "user cannot follow user"),
         ({"instruction": "q", "output": "a", "history": "q, a"}, "user cannot follow user"),
         ({"question": None, "answer": "a"}, "'content' must be text"),
-        ({"prompt": "q", "completion": "a", "label": True}, "tell no kind of row"),
+        ({"prompt": "q", "completion": "a", "label": "yes"}, "'label' must be true or false"),
+        ({"prompt": "q", "completion": "a", "score": 2}, "'score' must be a number from 0 to 1"),
+        ({"prompt": "q", "completion": "a", "label": True, "score": 1}, "give 'label' or 'score'"),
         ({"messages": [USER, ANSWER | {"weight": 0}]}, "turn 2: an answer of weight 0"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, ANSWER]},
@@ -179,6 +181,6 @@ def test_converting_keeps_the_good_rows_and_names_the_others(tmp_path: Path) -> 
     assert done.exit_code == 0
     assert f"{file}:6: turn 2: an empty answer." in done.output
     assert f"{file}:10: the same row as line 2." in done.output
-    assert "3 good rows of kind conversation (3 as Alpaca), 2 problems." in done.output
+    assert "2 good rows of kind conversation (2 as Alpaca), 2 problems." in done.output
     assert list(read_rows(out, Conversation)) == conversations([("q", "a"), ("s", "b")])
     assert check_file(out).problems == []

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from nestling.data.formats import (
     CheckedPrompt,
     Conversation,
+    Feedback,
     Preference,
     Ranking,
     Row,
@@ -65,6 +66,20 @@ rows: st.SearchStrategy[Row] = st.one_of(
     st.builds(Conversation, turns("assistant"), category),
     st.builds(lambda prompt, pair, c: Preference(prompt, *pair, c), turns("user"), pairs, category),
     rankings(),
+    st.builds(
+        lambda p, a, good, c: Feedback(p, a, label=good, category=c),
+        turns("user"),
+        text,
+        st.booleans(),
+        category,
+    ),
+    st.builds(
+        lambda p, a, s, f: Feedback(p, a, score=s, finished=f),
+        turns("user"),
+        text,
+        st.floats(0, 1),
+        st.booleans(),
+    ),
     st.builds(CheckedPrompt, turns("user"), checks, category),
 )
 
@@ -201,7 +216,7 @@ def test_checking_collects_every_problem(tmp_path: Path) -> None:
         b"\n".join([good.encode(), b"\xff", b"", b"{", good.encode(), other.encode(), b'{"messages": [1]}'])
     )
     report = check_file(path)
-    assert (report.kind, report.rows) == ("conversation", 3)
+    assert (report.kind, report.rows) == ("conversation", 1)
     assert [problem.line for problem in report.problems] == [2, 4, 5, 6, 7]
     whats = [problem.what for problem in report.problems]
     assert whats[2] == "the same row as line 1." and whats[3] == "a ranking in a file of conversations."

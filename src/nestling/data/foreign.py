@@ -103,8 +103,8 @@ def _has(*fields: str) -> Callable[[Mapping[str, Any]], bool]:
 
 
 def _is_exchange(value: Value) -> bool:
-    # a label makes it one answer that was judged, good or bad
-    return "label" not in value and any(set(pair) <= set(value) for pair in _QUESTIONS)
+    # a label or a score makes it one answer that was judged
+    return not {"label", "score"} & set(value) and any(set(pair) <= set(value) for pair in _QUESTIONS)
 
 
 def _is_whole_conversations(value: Value) -> bool:

@@ -5,6 +5,7 @@
 | conversation | ``{"messages": [{"role", "content"}, ...]}`` |
 | preference | ``{"prompt": [...], "chosen": ..., "rejected": ...}`` |
 | ranking | ``{"prompt": [...], "completions": [...], "ranks": [...]}``, maybe ``sources``, ``finished``, ``template`` |
+| feedback | ``{"prompt": [...], "completion": ..., "label": true}``, or ``"score"`` from 0 to 1 instead of the label |
 | prompt | ``{"prompt": [...], "check": {...}}`` |
 
 A prompt is a list of turns that ends with the user's, or text, which is one user turn. An answer is text, or
@@ -69,6 +70,22 @@ class Ranking:
 
 
 @dataclass(frozen=True)
+class Feedback:
+    """One answer judged by itself: good or not (``label``), or how good (``score``, 0 to 1); one of the two is given.
+
+    ``finished`` says whether it ended by itself.
+    """
+
+    kind: ClassVar[str] = "feedback"
+    prompt: list[Message]
+    completion: str
+    label: bool | None = None
+    score: float | None = None
+    category: str = ""
+    finished: bool = True
+
+
+@dataclass(frozen=True)
 class CheckedPrompt:
     """A prompt and the check its answer must pass."""
 
@@ -78,8 +95,8 @@ class CheckedPrompt:
     category: str = ""
 
 
-Row = Conversation | Preference | Ranking | CheckedPrompt
-RowType = TypeVar("RowType", Conversation, Preference, Ranking, CheckedPrompt)
+Row = Conversation | Preference | Ranking | Feedback | CheckedPrompt
+RowType = TypeVar("RowType", Conversation, Preference, Ranking, Feedback, CheckedPrompt)
 
 
 @dataclass(frozen=True)
@@ -97,10 +114,10 @@ class FileReport:
 
     Attributes:
         kind: of the first good row, None when there was none.
-        rows: good rows.
+        rows: good rows of the file's kind, without repetitions.
         problems: everything that is wrong.
         shapes: good rows by the shape they were written in; ours is "".
-        clean: the good rows of the file's kind, without repetitions.
+        clean: those rows.
     """
 
     kind: str | None = None
@@ -168,8 +185,7 @@ def _take(report: FileReport, record: Record, where: str, first_line: dict[bytes
         row, shape = _row(record.parsed(where), where)
     except DataError as error:
         return _problem(record.line, error, where)
-    report.kind, report.rows = report.kind or row.kind, report.rows + 1
-    report.shapes[shape] += 1
+    report.kind = report.kind or row.kind
     if row.kind != report.kind:
         what = f"a {row.kind} in a file of {report.kind}s."
         return Problem(record.line, what, "Keep one kind to a file.")
@@ -177,6 +193,8 @@ def _take(report: FileReport, record: Record, where: str, first_line: dict[bytes
     earlier = first_line.setdefault(digest, record.line)
     if earlier != record.line:
         return Problem(record.line, f"the same row as line {earlier}.", "Keep one of the two.")
+    report.rows += 1
+    report.shapes[shape] += 1
     report.clean.append(row)
     return None
 
@@ -221,10 +239,15 @@ def _row(value: Any, where: str) -> tuple[Row, str]:
 def format_row(row: Row) -> str:
     """The row as one line of JSON, which ``parse_row`` gives back."""
     value = asdict(row)
-    for name in ("category", "sources", "finished", "template"):
+    for name in ("category", "sources", "template"):
         if not value.get(name):
             value.pop(name, None)
-    for name in ("chosen", "rejected"):
+    if value.get("finished") in ((), True):  # what is meant where nothing is said
+        del value["finished"]
+    for name in ("label", "score"):
+        if name in value and value[name] is None:
+            del value[name]
+    for name in ("chosen", "rejected", "completion"):
         if name in value:
             value[name] = [Message(role="assistant", content=value[name])]
     return json.dumps(value, ensure_ascii=False)
@@ -293,6 +316,29 @@ def _ranking(value: dict[str, Any], where: str, category: str) -> Ranking:
     return Ranking(prompt, answers, tuple(ranks), names, category, tuple(finished), template)
 
 
+def _feedback(value: dict[str, Any], where: str, category: str) -> Feedback:
+    label, score, finished = value.get("label"), value.get("score"), value.get("finished", True)
+    if (label is None) == (score is None):
+        raise DataError(
+            "give 'label' or 'score'.", where=where,
+            remedy="A label is true (good) or false; a score lies between 0 (bad) and 1.",
+        )  # fmt: skip
+    if type(label) not in (bool, type(None)) or type(finished) is not bool:
+        name, given = ("finished", finished) if type(label) in (bool, type(None)) else ("label", label)
+        raise DataError(
+            f"{name!r} must be true or false, not {given!r}.", where=where, remedy="Write true or false."
+        )
+    if score is not None and not (type(score) in (int, float) and 0 <= score <= 1):
+        raise DataError(
+            f"'score' must be a number from 0 to 1, not {score!r}.",
+            where=where,
+            remedy="0 is bad, 1 is good.",
+        )
+    answer = _answer(value["completion"], "completion", where)
+    number = None if score is None else float(score)
+    return Feedback(_prompt(value["prompt"], where), answer, label, number, category, finished)
+
+
 def _checked_prompt(value: dict[str, Any], where: str, category: str) -> CheckedPrompt:
     check = value["check"]
     require_text(json.dumps(check, ensure_ascii=False), "check", where)
@@ -310,12 +356,14 @@ _FIELDS = {
     Conversation.kind: ("messages",),
     Preference.kind: ("prompt", "chosen", "rejected"),
     Ranking.kind: ("prompt", "completions", "ranks"),
+    Feedback.kind: ("prompt", "completion"),
     CheckedPrompt.kind: ("prompt", "check"),
 }
 _PARSERS: dict[str, Callable[[dict[str, Any], str, str], Row]] = {
     Conversation.kind: _conversation,
     Preference.kind: _preference,
     Ranking.kind: _ranking,
+    Feedback.kind: _feedback,
     CheckedPrompt.kind: _checked_prompt,
 }
 
