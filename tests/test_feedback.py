@@ -161,7 +161,9 @@ def test_export_writes_jsonl(recorder: Recorder, tmp_path: Path) -> None:
     assert export(recorder.database, folder) == {
         "rankings.jsonl": 1,
         "preferences.jsonl": 1,
+        "openai-preferences.jsonl": 1,
         "feedback.jsonl": 1,
+        "scores.jsonl": 1,
         "demonstrations.jsonl": 0,
     }
     (line,) = (folder / "feedback.jsonl").read_text().strip("\n").split("\n")

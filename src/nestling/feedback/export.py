@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session, aliased
 
-from nestling.storage import Database, Generation, Judgment, RankedAnswer
+from nestling.storage import Database, Generation, Judgment, RankedAnswer, Withdrawal
 from nestling.workspace import atomic
 
 Row = dict[str, Any]
@@ -31,7 +31,7 @@ def ranking_rows(database: Database) -> Iterator[Row]:
     for judgment in _newest_of(database, "ranking"):
         answers = [answer.generation for answer in judgment.answers]
         yield _ranking_row(judgment, answers, [answer.rank for answer in judgment.answers])
-    for judgment, generation in _rewrites(database):
+    for judgment, generation in _newest_about_one(database, "rewrite"):
         yield {
             "prompt": generation.messages,
             "completions": [_written(judgment), _turn(generation)],
@@ -59,11 +59,15 @@ def preference_rows(database: Database) -> Iterator[Row]:
 def scalar_rows(database: Database) -> Iterator[Row]:
     """One row a judged answer: ``{"prompt", "completion", "label"}``, as KTO reads it.
 
-    A thumb labels its answer; "both bad" and "all bad" label theirs false; what a person wrote is true.
+    A thumb labels its answer; a score of 4 and 5 is true, of 1 and 2 false; "both bad" and "all bad" label theirs
+    false; what a person wrote is true.
     """
-    for judgment, generation in _thumbs(database):
+    for judgment, generation in _newest_about_one(database, "thumb"):
         if judgment.value != "none":
             yield _scalar_row(judgment, generation, judgment.value == "up")
+    for judgment, generation in _newest_about_one(database, "score"):
+        if judgment.value != "3":
+            yield _scalar_row(judgment, generation, judgment.value > "3")
     for judgment, first, second in _votes(database):
         if judgment.value == "both_bad":
             yield _scalar_row(judgment, first, False)
@@ -72,22 +76,46 @@ def scalar_rows(database: Database) -> Iterator[Row]:
         if judgment.value == "all_bad":
             for answer in judgment.answers:
                 yield _scalar_row(judgment, answer.generation, False)
-    for judgment, generation in _rewrites(database):
+    for judgment, generation in _newest_about_one(database, "rewrite"):
         yield _scalar_row(judgment, generation, True) | {"completion": _written(judgment)}
+
+
+def score_rows(database: Database) -> Iterator[Row]:
+    """One row an answer that was scored by itself: ``{"prompt", "completion", "score"}``, the score from 0 to 1.
+
+    A thumb up is 1, one down 0; scores of 1 to 5 lie evenly between.
+    """
+    thumbs = {"up": 1.0, "down": 0.0}
+    for judgment, generation in _newest_about_one(database, "thumb"):
+        if judgment.value in thumbs:
+            yield _scored_row(judgment, generation, thumbs[judgment.value])
+    for judgment, generation in _newest_about_one(database, "score"):
+        yield _scored_row(judgment, generation, (int(judgment.value) - 1) / 4)
+
+
+def openai_preference_rows(database: Database) -> Iterator[Row]:
+    """The preferences as OpenAI's fine-tuning takes them: ``{"input", "preferred_output", "non_preferred_output"}``."""
+    for row in preference_rows(database):
+        yield {
+            "input": {"messages": row["prompt"], "tools": [], "parallel_tool_calls": True},
+            "preferred_output": row["chosen"],
+            "non_preferred_output": row["rejected"],
+        }
 
 
 def demonstration_rows(database: Database) -> Iterator[Row]:
     """One row a rewrite: ``{"messages"}``, the conversation with the answer that a person wrote."""
-    for judgment, generation in _rewrites(database):
+    for judgment, generation in _newest_about_one(database, "rewrite"):
         yield {"messages": [*generation.messages, *_written(judgment)], **_origin(judgment, generation)}
 
 
 def export(database: Database, folder: Path) -> dict[str, int]:
-    """Write ``rankings``, ``preferences``, ``feedback`` and ``demonstrations.jsonl``; returns the rows in each.
+    """Write ``rankings``, ``preferences``, ``openai-preferences``, ``feedback``, ``scores`` and
+    ``demonstrations.jsonl``; returns the rows in each.
 
-    A session's newest judgment about the same answers counts. ``preferences`` are the rankings pair by pair, without
-    ties, for tools that know no ranks: train on one of the two. ``feedback`` is for KTO elsewhere; nothing here reads
-    it. ``demonstrations`` are for fine-tuning.
+    A person's newest judgment about the same answers counts, and none that was taken back for good. ``preferences`` are
+    the rankings pair by pair, without ties, for what knows no ranks: train on one of the two. ``feedback`` has labels
+    (KTO), ``scores`` numbers; ``demonstrations`` are for fine-tuning.
 
     Raises:
         WorkspaceError: one of the files is there already; nothing is written.
@@ -95,7 +123,9 @@ def export(database: Database, folder: Path) -> dict[str, int]:
     files = {
         "rankings.jsonl": ranking_rows(database),
         "preferences.jsonl": preference_rows(database),
+        "openai-preferences.jsonl": openai_preference_rows(database),
         "feedback.jsonl": scalar_rows(database),
+        "scores.jsonl": score_rows(database),
         "demonstrations.jsonl": demonstration_rows(database),
     }
     for name in files:
@@ -110,7 +140,7 @@ def export(database: Database, folder: Path) -> dict[str, int]:
 
 def _votes(database: Database) -> Iterator[tuple[Judgment, Generation, Generation]]:
     with database.read() as session:
-        newest = _newest(session, "vote")
+        newest = current(session, "vote")
         first, second = aliased(Generation), aliased(Generation)
         query = (
             select(Judgment, first, second)
@@ -124,36 +154,23 @@ def _votes(database: Database) -> Iterator[tuple[Judgment, Generation, Generatio
                 yield judgment, a, b
 
 
-def _thumbs(database: Database) -> Iterator[tuple[Judgment, Generation]]:
-    with database.read() as session:
-        newest = _newest(session, "thumb")
-        query = (
-            select(Judgment, Generation)
-            .join(Generation, Judgment.generation_id == Generation.id)
-            .where(Judgment.kind == "thumb")
-            .order_by(Judgment.id)
-        )
-        for judgment, generation in session.execute(query.execution_options(yield_per=500)):
-            if judgment.id in newest:
-                yield judgment, generation
-
-
 def _newest_of(database: Database, kind: str) -> Iterator[Judgment]:
     with database.read() as session:
-        newest = _newest(session, kind)
+        newest = current(session, kind)
         query = select(Judgment).where(Judgment.kind == kind).order_by(Judgment.id)
         for judgment in session.scalars(query.execution_options(yield_per=500)):
             if judgment.id in newest:
                 yield judgment
 
 
-def _rewrites(database: Database) -> Iterator[tuple[Judgment, Generation]]:
+def _newest_about_one(database: Database, kind: str) -> Iterator[tuple[Judgment, Generation]]:
+    """Judgments of one answer, with it."""
     with database.read() as session:
-        newest = _newest(session, "rewrite")
+        newest = current(session, kind)
         query = (
             select(Judgment, Generation)
             .join(Generation, Judgment.generation_id == Generation.id)
-            .where(Judgment.kind == "rewrite")
+            .where(Judgment.kind == kind)
             .order_by(Judgment.id)
         )
         for judgment, generation in session.execute(query.execution_options(yield_per=500)):
@@ -161,8 +178,18 @@ def _rewrites(database: Database) -> Iterator[tuple[Judgment, Generation]]:
                 yield judgment, generation
 
 
-def _newest(session: Session, kind: str) -> set[int]:
-    """Numbers of the judgments no later one by the same session about the same answers replaces."""
+def withdrawn(session: Session) -> set[int]:
+    """Numbers of the judgments that were taken back for good, one by one or with all their person said."""
+    one_by_one = session.scalars(select(Withdrawal.judgment_id).where(Withdrawal.judgment_id.is_not(None)))
+    of_people = session.scalars(
+        select(Judgment.id).join(Withdrawal, Withdrawal.session_id == Judgment.session_id)
+    )
+    return {number for number in one_by_one if number is not None} | set(of_people)
+
+
+def current(session: Session, kind: str) -> set[int]:
+    """Numbers of the judgments that no later one by the same person about the same answers replaces, less those that
+    were taken back for good."""
     query = select(
         Judgment.id, Judgment.session_id, Judgment.generation_id, Judgment.other_generation_id
     ).where(Judgment.kind == kind)
@@ -179,7 +206,7 @@ def _newest(session: Session, kind: str) -> set[int]:
             anonymous.add(number)  # nobody known said it, so nobody known took it back
         else:
             latest[client, frozenset(ranked.get(number, (a, b)))] = number
-    return anonymous | set(latest.values())
+    return (anonymous | set(latest.values())) - withdrawn(session)
 
 
 def _ranking_row(judgment: Judgment, generations: Sequence[Generation], ranks: Sequence[int]) -> Row:
@@ -201,6 +228,12 @@ def _scalar_row(judgment: Judgment, generation: Generation, label: bool) -> Row:
     }
 
 
+def _scored_row(judgment: Judgment, generation: Generation, score: float) -> Row:
+    row = _scalar_row(judgment, generation, False)
+    del row["label"]
+    return row | {"score": score}
+
+
 def _ended(generation: Generation) -> bool:
     """Whether the answer ended by itself: one that was cut must not teach where to end."""
     return generation.finish_reason == "stop"
@@ -219,5 +252,6 @@ def _origin(judgment: Judgment, *generations: Generation) -> Row:
         "versions": [generation.version for generation in generations],
         "session": judgment.session_id,
         "judgment": judgment.id,
+        "at": judgment.created.isoformat(timespec="seconds"),
         **({"reason": judgment.reason} if judgment.reason else {}),
     }

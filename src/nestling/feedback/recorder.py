@@ -6,18 +6,23 @@ import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from nestling.errors import DataError
+from nestling.feedback.people import Person
 from nestling.generation.protocol import Completion, Sampling
-from nestling.storage import ChatSession, Database, Generation, Judgment, RankedAnswer
+from nestling.storage import ChatSession, Database, Generation, Judgment, RankedAnswer, Withdrawal
 from nestling.text.messages import Message
 
 Thumb = Literal["up", "down", "none"]
 Winner = Literal["a", "b", "tie", "both_bad"]
+Score = Literal["1", "2", "3", "4", "5"]
+Client = Person | str | None
+"""Who speaks: a person, or a name that somebody gave."""
 
 
 class UnknownAnswer(DataError):
@@ -32,7 +37,8 @@ def new_generation_id() -> str:
 class Recorder:
     """Adds rows, never changes one. What returned is on disk, also after ``kill -9``.
 
-    ``client`` names a browser, terminal or API client, so that judgments can be split by person.
+    ``client`` says who speaks, so that judgments can be split by person. ``blinded`` says whether they could not see
+    which version gave which answer, ``desk_item`` that they were asked at the desk.
     """
 
     def __init__(self, database: Database) -> None:
@@ -47,19 +53,19 @@ class Recorder:
         *,
         generation_id: str | None = None,
         conversation_id: str | None = None,
-        client: str | None = None,
+        client: Client = None,
+        card_hash: str | None = None,
     ) -> str:
         """Write down one answer and return its id."""
         generation_id = generation_id or new_generation_id()
         settings = asdict(sampling)
         seed = settings.pop("seed")
         with self.database.write() as session:
-            _know(session, client)
             session.add(
                 Generation(
                     id=generation_id,
                     conversation_id=conversation_id or generation_id,
-                    session_id=client,
+                    session_id=know(session, client),
                     version=version,
                     messages=[dict(message) for message in messages],
                     answer=completion.text,
@@ -68,12 +74,13 @@ class Recorder:
                     finish_reason=completion.finish_reason,
                     prompt_tokens=completion.prompt_tokens,
                     completion_tokens=completion.completion_tokens,
+                    card_hash=card_hash,
                 )
             )
         return generation_id
 
     def record_thumb(
-        self, generation_id: str, value: Thumb, *, reason: str = "", client: str | None = None
+        self, generation_id: str, value: Thumb, *, reason: str = "", client: Client = None
     ) -> int:
         """Write down a thumb ("none" takes it back) and return the judgment's number.
 
@@ -84,17 +91,32 @@ class Recorder:
         _check_value(value, get_args(Thumb))
         with self.database.write() as session:
             _find(session, generation_id)
-            _know(session, client)
-            judgment = Judgment(
-                kind="thumb", generation_id=generation_id, value=value, reason=reason, session_id=client
+            return _add(
+                session, client, kind="thumb", generation_id=generation_id, value=value, reason=reason
             )
-            session.add(judgment)
-            session.flush()
-            return judgment.id
+
+    def record_score(
+        self, generation_id: str, value: Score, *, reason: str = "", client: Client = None,
+        blinded: bool | None = None, desk_item: int | None = None,
+    ) -> int:  # fmt: skip
+        """Write down how good one answer is by itself, "1" to "5", and return the judgment's number.
+
+        Raises:
+            UnknownAnswer: there is no such answer.
+            DataError: ``value`` is none of these.
+        """
+        _check_value(value, get_args(Score))
+        with self.database.write() as session:
+            _find(session, generation_id)
+            return _add(
+                session, client, kind="score", generation_id=generation_id, value=value, reason=reason,
+                blinded=blinded, desk_item_id=desk_item,
+            )  # fmt: skip
 
     def record_comparison(
-        self, a: str, b: str, winner: Winner, *, reason: str = "", client: str | None = None
-    ) -> int:
+        self, a: str, b: str, winner: Winner, *, reason: str = "", client: Client = None,
+        blinded: bool | None = None, desk_item: int | None = None,
+    ) -> int:  # fmt: skip
         """Write down which of two answers to one prompt was better and return the judgment's number.
 
         Args:
@@ -114,18 +136,10 @@ class Recorder:
                     f"answers {a!r} and {b!r} cannot be compared.",
                     remedy="Compare two different answers to the same prompt.",
                 )
-            _know(session, client)
-            judgment = Judgment(
-                kind="vote",
-                generation_id=a,
-                other_generation_id=b,
-                value=winner,
-                reason=reason,
-                session_id=client,
-            )
-            session.add(judgment)
-            session.flush()
-            return judgment.id
+            return _add(
+                session, client, kind="vote", generation_id=a, other_generation_id=b, value=winner, reason=reason,
+                blinded=blinded, desk_item_id=desk_item,
+            )  # fmt: skip
 
     def record_ranking(
         self,
@@ -134,7 +148,9 @@ class Recorder:
         *,
         all_bad: bool = False,
         reason: str = "",
-        client: str | None = None,
+        client: Client = None,
+        blinded: bool | None = None,
+        desk_item: int | None = None,
     ) -> int:
         """Write down the order of several answers to one prompt and return the judgment's number.
 
@@ -160,24 +176,18 @@ class Recorder:
                 raise DataError(
                     "these answers cannot be ranked.", remedy="Rank different answers to the same prompt."
                 )
-            _know(session, client)
-            judgment = Judgment(
-                kind="ranking",
-                generation_id=generation_ids[0],
-                value="all_bad" if all_bad else "ranked",
-                reason=reason,
-                session_id=client,
-                answers=[
-                    RankedAnswer(position=position, generation_id=answer.id, rank=rank)
-                    for position, (answer, rank) in enumerate(zip(answers, ranks, strict=True))
-                ],
-            )
-            session.add(judgment)
-            session.flush()
-            return judgment.id
+            ranked = [
+                RankedAnswer(position=position, generation_id=answer.id, rank=rank)
+                for position, (answer, rank) in enumerate(zip(answers, ranks, strict=True))
+            ]
+            return _add(
+                session, client, kind="ranking", generation_id=generation_ids[0],
+                value="all_bad" if all_bad else "ranked", reason=reason, answers=ranked, blinded=blinded,
+                desk_item_id=desk_item,
+            )  # fmt: skip
 
     def record_rewrite(
-        self, generation_id: str, text: str, *, reason: str = "", client: str | None = None
+        self, generation_id: str, text: str, *, reason: str = "", client: Client = None
     ) -> int:
         """Write down the better answer that a person wrote and return the judgment's number.
 
@@ -189,18 +199,35 @@ class Recorder:
             generation = _find(session, generation_id)
             if not text.strip() or text.strip() == generation.answer.strip():
                 raise DataError("nothing was changed.", remedy="Write the answer as it should have been.")
-            _know(session, client)
-            judgment = Judgment(
-                kind="rewrite",
-                generation_id=generation_id,
-                value="rewritten",
-                text=text.strip(),
+            return _add(
+                session, client, kind="rewrite", generation_id=generation_id, value="rewritten", text=text.strip(),
                 reason=reason,
-                session_id=client,
-            )
-            session.add(judgment)
-            session.flush()
-            return judgment.id
+            )  # fmt: skip
+
+    def withdraw(self, judgment: int, client: Client) -> None:
+        """Take one's own judgment back for good: no later training set holds it.
+
+        Raises:
+            UnknownAnswer: there is no such judgment of this person's.
+        """
+        with self.database.write() as session:
+            found = session.get(Judgment, judgment)
+            if found is None or client is None or found.session_id != _person(client).id:
+                raise UnknownAnswer(f"there is no judgment {judgment} of yours.")
+            session.add(Withdrawal(judgment_id=judgment))
+
+    def withdraw_person(self, client: Client) -> int:
+        """Take back for good all that a person has said, and will say under this name; returns how many judgments.
+
+        Raises:
+            UnknownAnswer: nobody of that name has said anything.
+        """
+        with self.database.write() as session:
+            known = session.get(ChatSession, _person(client).id) if client is not None else None
+            if known is None:
+                raise UnknownAnswer("nobody of that name has said anything here.")
+            session.add(Withdrawal(session_id=known.id))
+            return len(session.scalars(select(Judgment.id).where(Judgment.session_id == known.id)).all())
 
     def versions(self, generation_ids: Sequence[str]) -> list[str]:
         """Which versions gave these answers.
@@ -212,6 +239,38 @@ class Recorder:
             return [_find(session, generation_id).version for generation_id in generation_ids]
 
 
+def _add(session: Session, client: Client, **fields: Any) -> int:
+    """Add a judgment, which says what it replaces; returns its number."""
+    judgment = Judgment(session_id=know(session, client), **fields)
+    judgment.supersedes = _earlier(session, judgment)
+    session.add(judgment)
+    session.flush()
+    return judgment.id
+
+
+def _earlier(session: Session, judgment: Judgment) -> int | None:
+    """The newest judgment of the same kind by the same person about the same answers."""
+    if judgment.session_id is None:
+        return None  # nobody known said it, so nobody known changes their mind
+    query = (
+        select(Judgment)
+        .where(Judgment.kind == judgment.kind, Judgment.session_id == judgment.session_id)
+        .order_by(Judgment.id.desc())
+    )
+    if judgment.kind not in ("vote", "ranking"):
+        query = query.where(Judgment.generation_id == judgment.generation_id)
+    same = answers_of(judgment)
+    with session.no_autoflush:
+        return next((known.id for known in session.scalars(query) if answers_of(known) == same), None)
+
+
+def answers_of(judgment: Judgment) -> frozenset[str]:
+    """Ids of the answers that a judgment is about, in no order."""
+    if judgment.answers:
+        return frozenset(answer.generation_id for answer in judgment.answers)
+    return frozenset(filter(None, (judgment.generation_id, judgment.other_generation_id)))
+
+
 def _find(session: Session, generation_id: str) -> Generation:
     generation = session.get(Generation, generation_id)
     if generation is None:
@@ -219,12 +278,20 @@ def _find(session: Session, generation_id: str) -> Generation:
     return generation
 
 
-def _know(session: Session, client: str | None) -> None:
-    if client is None or session.get(ChatSession, client) is not None:
-        return
-    # Two first requests of one client may come at the same moment.
-    with suppress(IntegrityError), session.begin_nested():
-        session.add(ChatSession(id=client))
+def _person(client: Person | str) -> Person:
+    return client if isinstance(client, Person) else Person.claimed(client)
+
+
+def know(session: Session, client: Client) -> str | None:
+    """Make the person known, and return their id."""
+    if client is None:
+        return None
+    person = _person(client)
+    if session.get(ChatSession, person.id) is None:
+        # Two first requests of one client may come at the same moment.
+        with suppress(IntegrityError), session.begin_nested():
+            session.add(ChatSession(id=person.id, kind=person.kind))
+    return person.id
 
 
 def _check_value(value: str, allowed: tuple[str, ...]) -> None:

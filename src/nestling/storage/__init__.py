@@ -3,6 +3,28 @@
 from __future__ import annotations
 
 from nestling.storage.database import Database, open_database
-from nestling.storage.schema import Base, ChatSession, Generation, Judgment, RankedAnswer
+from nestling.storage.schema import (
+    Base,
+    ChatSession,
+    DeskAnswer,
+    DeskItem,
+    DeskSkip,
+    Generation,
+    Judgment,
+    RankedAnswer,
+    Withdrawal,
+)
 
-__all__ = ["Base", "ChatSession", "Database", "Generation", "Judgment", "RankedAnswer", "open_database"]
+__all__ = [
+    "Base",
+    "ChatSession",
+    "Database",
+    "DeskAnswer",
+    "DeskItem",
+    "DeskSkip",
+    "Generation",
+    "Judgment",
+    "RankedAnswer",
+    "Withdrawal",
+    "open_database",
+]

@@ -64,12 +64,36 @@ def open_database(place: str | Path, *, create: bool = True) -> Database:
         raise WorkspaceError("there is no database.", where=str(place), remedy=remedy)
     engine = _create_engine(str(place))
     try:
-        with _readable_errors(engine), engine.execution_options(immediate=True).begin() as connection:
+        with _readable_errors(engine), _migrating(engine) as connection:
             migrate(connection)
     except BaseException:  # Ctrl-C too: an engine nobody holds would keep the file open
         engine.dispose()
         raise
     return Database(engine)
+
+
+@contextmanager
+def _migrating(engine: Engine) -> Iterator[Connection]:
+    """A transaction in which tables may be made anew.
+
+    SQLite refuses to drop a table that others refer to, and to stop minding while a transaction is open
+    (https://www.sqlite.org/lang_altertable.html, section 7): references are checked at the end instead.
+    """
+    with engine.execution_options(immediate=True).connect() as connection:
+        driver = connection.connection.dbapi_connection if engine.dialect.name == "sqlite" else None
+        if driver is not None:
+            driver.cursor().execute("PRAGMA foreign_keys = OFF")
+        try:
+            with connection.begin():
+                yield connection
+                if driver is not None and connection.exec_driver_sql("PRAGMA foreign_key_check").first():
+                    raise WorkspaceError(
+                        "rows of the database refer to rows that are not there.",
+                        where=_place(engine), remedy="Take the database's last good copy.",
+                    )  # fmt: skip
+        finally:
+            if driver is not None:
+                driver.cursor().execute("PRAGMA foreign_keys = ON")
 
 
 def migrate(connection: Connection) -> None:

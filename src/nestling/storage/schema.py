@@ -15,6 +15,7 @@ from sqlalchemy import (
     CheckConstraint,
     DateTime,
     Dialect,
+    Float,
     ForeignKey,
     String,
     Text,
@@ -48,19 +49,24 @@ class Base(DeclarativeBase):
 
 
 class ChatSession(Base):
-    """One person's browser, terminal or API client; judgments are split by it into training and test."""
+    """A person, as far as it is known who speaks; judgments are split by it into training and test.
+
+    ``kind``: "account" has shown its token, "browser" an identity that this server signed, "imported" stands in
+    another program's export; "claimed" is a name that anybody may give.
+    """
 
     __tablename__ = "sessions"
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
-    created: Mapped[datetime] = mapped_column(UTCDateTime, default=_now)
+    created: Mapped[datetime] = mapped_column(UTCDateTime, default=lambda: _now())
+    kind: Mapped[str] = mapped_column(String(16), default="claimed", server_default="claimed")
 
 
 class Generation(Base):
     """One answer and all that is needed to give it again.
 
     ``messages`` is the prompt, ``sampling`` the settings without the seed; ``finish_reason`` is "stop",
-    "length" or "cancelled".
+    "length" or "cancelled"; ``card_hash`` is of the version's card as it was.
     """
 
     __tablename__ = "generations"
@@ -76,7 +82,8 @@ class Generation(Base):
     finish_reason: Mapped[str] = mapped_column(String(16))
     prompt_tokens: Mapped[int]
     completion_tokens: Mapped[int]
-    created: Mapped[datetime] = mapped_column(UTCDateTime, default=_now)
+    created: Mapped[datetime] = mapped_column(UTCDateTime, default=lambda: _now())
+    card_hash: Mapped[str | None] = mapped_column(String(64))
 
 
 class Judgment(Base):
@@ -88,8 +95,11 @@ class Judgment(Base):
     - ranking: "ranked", or "all_bad" where none of them is good; ``answers`` holds all in the order they were shown
       in, ``generation_id`` is the first of them.
     - rewrite: "rewritten"; ``text`` is the better answer that the person wrote.
+    - score: "1" (bad) to "5" (good), for one answer by itself.
 
-    Changing one's mind adds a row; a session's newest row about the same answers counts.
+    Changing one's mind adds a row, which ``supersedes`` the earlier one; a person's newest row about the same answers
+    counts. ``blinded``: the person could not see which version gave which answer. ``desk_item_id``: it was asked for at
+    the desk.
     """
 
     __tablename__ = "judgments"
@@ -99,6 +109,8 @@ class Judgment(Base):
             "(kind = 'vote' AND value IN ('a', 'b', 'tie', 'both_bad') AND other_generation_id IS NOT NULL"
             " AND other_generation_id <> generation_id AND text IS NULL) OR "
             "(kind = 'ranking' AND value IN ('ranked', 'all_bad') AND other_generation_id IS NULL AND text IS NULL) OR "
+            "(kind = 'score' AND value IN ('1', '2', '3', '4', '5') AND other_generation_id IS NULL"
+            " AND text IS NULL) OR "
             "(kind = 'rewrite' AND value = 'rewritten' AND other_generation_id IS NULL AND text IS NOT NULL"
             " AND text <> '')",
             name="kind_and_value",
@@ -112,8 +124,11 @@ class Judgment(Base):
     value: Mapped[str] = mapped_column(String(16))
     reason: Mapped[str] = mapped_column(Text, default="")
     session_id: Mapped[str | None] = mapped_column(ForeignKey("sessions.id"))
-    created: Mapped[datetime] = mapped_column(UTCDateTime, default=_now)
+    created: Mapped[datetime] = mapped_column(UTCDateTime, default=lambda: _now())
     text: Mapped[str | None] = mapped_column(Text)
+    blinded: Mapped[bool | None]
+    supersedes: Mapped[int | None]
+    desk_item_id: Mapped[int | None]
     answers: Mapped[list[RankedAnswer]] = relationship(order_by="RankedAnswer.position")
 
 
@@ -131,3 +146,60 @@ class RankedAnswer(Base):
     generation_id: Mapped[str] = mapped_column(ForeignKey("generations.id"))
     rank: Mapped[int]
     generation: Mapped[Generation] = relationship()
+
+
+class Withdrawal(Base):
+    """A judgment, or all of a person's, taken back for good: no later training set may hold it."""
+
+    __tablename__ = "withdrawals"
+    __table_args__ = (
+        CheckConstraint(
+            "(judgment_id IS NULL) <> (session_id IS NULL)", name="of_one_judgment_or_one_person"
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    judgment_id: Mapped[int | None] = mapped_column(ForeignKey("judgments.id"), index=True)
+    session_id: Mapped[str | None] = mapped_column(ForeignKey("sessions.id"), index=True)
+    created: Mapped[datetime] = mapped_column(UTCDateTime, default=lambda: _now())
+
+
+class DeskItem(Base):
+    """Answers to one prompt that wait to be judged.
+
+    ``source`` names where it came from, once; ``priority`` is higher where the reward model is less sure; ``gold`` are
+    the right ranks by position, where they are known, to see how far a rater can be relied on.
+    """
+
+    __tablename__ = "desk_items"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    source: Mapped[str] = mapped_column(String(64), unique=True)
+    messages: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    priority: Mapped[float] = mapped_column(Float)
+    gold: Mapped[list[int] | None] = mapped_column(JSON)
+    created: Mapped[datetime] = mapped_column(UTCDateTime, default=lambda: _now())
+    answers: Mapped[list[DeskAnswer]] = relationship(order_by="DeskAnswer.position")
+
+
+class DeskAnswer(Base):
+    """One answer of an item, in the order they are shown."""
+
+    __tablename__ = "desk_answers"
+
+    item_id: Mapped[int] = mapped_column(ForeignKey("desk_items.id"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    generation_id: Mapped[str] = mapped_column(ForeignKey("generations.id"))
+    generation: Mapped[Generation] = relationship()
+
+
+class DeskSkip(Base):
+    """A person could not or would not judge an item, and why."""
+
+    __tablename__ = "desk_skips"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    item_id: Mapped[int] = mapped_column(ForeignKey("desk_items.id"), index=True)
+    session_id: Mapped[str] = mapped_column(ForeignKey("sessions.id"))
+    reason: Mapped[str] = mapped_column(String(400))
+    created: Mapped[datetime] = mapped_column(UTCDateTime, default=lambda: _now())

@@ -1,0 +1,273 @@
+"""What one version may learn from: people's judgments at one moment, sifted, weighed, split and written down."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+from sqlalchemy import select
+
+from nestling.config import Config
+from nestling.feedback.agreement import Rater, raters
+from nestling.feedback.export import Row, demonstration_rows, ranking_rows, score_rows
+from nestling.feedback.opinions import opinions
+from nestling.storage import ChatSession, Database, DeskItem, Generation
+from nestling.workspace import atomic
+
+KINDS: dict[str, Callable[[Database], Iterator[Row]]] = {
+    "rankings": ranking_rows, "scores": score_rows, "demonstrations": demonstration_rows,
+}  # fmt: skip
+CLAIMED = "(anybody)"
+"""Stands for all who only gave a name: anybody can give many."""
+
+
+class SnapshotRules(Config):
+    """Which judgments count, and for how much."""
+
+    held_out_share: float = Field(
+        0.25, gt=0, lt=0.9, description="Share of the people whose judgments are kept to measure by."
+    )
+    most_per_person: int = Field(
+        200, ge=1, description="Judgments of one person that are learnt from, the newest."
+    )
+    least_weight: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="A person whose reliability is lower is left out (0 is a coin, 1 always right).",
+    )
+    most_a_minute: int = Field(
+        20, ge=1, description="More judgments than this in a minute are nobody's reading."
+    )
+    most_one_sided: float = Field(
+        0.95,
+        gt=0.5,
+        le=1,
+        description="Whoever takes the same side more often than this, of 20 or more, is left out.",
+    )
+
+
+class Manifest(BaseModel):
+    """What a snapshot holds and what became of every judgment.
+
+    Attributes:
+        rules: as they were applied.
+        hashes: SHA-256 of each file.
+        fates: how many judgments came to each end.
+        judgments: by file, the numbers of the judgments in it.
+        people: how many were learnt from, and how many measured by; by prompts where there is only one.
+        split: "people", or "prompts" where too few people have judged.
+        erased: judgments that were taken back after it was written; it can no longer be replayed.
+    """
+
+    name: str
+    created: str
+    rules: dict[str, Any]
+    hashes: dict[str, str]
+    fates: dict[str, int]
+    judgments: dict[str, list[int]]
+    people: dict[str, int]
+    split: str
+    erased: list[int] = Field(default_factory=list)
+
+    @property
+    def new(self) -> set[int]:
+        """All judgments it was made of."""
+        return {number for numbers in self.judgments.values() for number in numbers}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot on disk: ``manifest.json``, ``train/`` and ``held_out/`` with a file a kind, ``gold.jsonl``."""
+
+    folder: Path
+
+    @property
+    def manifest(self) -> Manifest:
+        return Manifest.model_validate_json((self.folder / "manifest.json").read_bytes())
+
+    def rows(self, part: str, kind: str) -> list[Row]:
+        """Rows of a part ("train", "held_out"), none where there is no such file."""
+        return _read(self.folder / part / f"{kind}.jsonl")
+
+    def gold(self) -> list[Row]:
+        """Rankings whose order is known, whatever anybody said of them."""
+        return _read(self.folder / "gold.jsonl")
+
+
+def take(database: Database, place: Path, rules: SnapshotRules, created: str) -> Snapshot:
+    """Write a snapshot of everything that counts now below ``place``; the same judgments give the same snapshot.
+
+    Raises:
+        WorkspaceError: the place cannot be written.
+    """
+    sifted = _sift(database, rules)
+    gold = list(gold_rows(database))
+    content = {f"{part}/{kind}": rows for part, kinds in sifted.parts.items() for kind, rows in kinds.items()}
+    texts = {name: _lines(rows) for name, rows in (content | {"gold": gold}).items() if rows}
+    hashes = {name: sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    decides = [hashes, rules.model_dump(mode="json")]
+    name = sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
+    folder = place / name
+    if not folder.exists():
+        manifest = Manifest(
+            name=name, created=created, rules=rules.model_dump(mode="json"), hashes=hashes, fates=dict(sifted.fates),
+            judgments={key: sorted({row["judgment"] for row in rows}) for key, rows in content.items() if rows},
+            people=sifted.people, split=sifted.split,
+        )  # fmt: skip
+        with atomic.new_folder(folder) as partial:
+            for key, text in texts.items():
+                path = partial / f"{key}.jsonl"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, "utf-8")
+            (partial / "manifest.json").write_text(manifest.model_dump_json(indent=2), "utf-8")
+    return Snapshot(folder)
+
+
+@dataclass
+class _Sifted:
+    parts: dict[str, dict[str, list[Row]]]
+    fates: Counter[str]
+    people: dict[str, int]
+    split: str
+
+
+def _sift(database: Database, rules: SnapshotRules) -> _Sifted:
+    """Every row with its fate: to learn from, to measure by, or left out for a reason."""
+    given = list(opinions(database))
+    known = {rater.person: rater for rater in raters(given)}
+    heaviest = max((rater.weight for rater in known.values()), default=0.0) or 1.0
+    kinds = _kinds(database)
+    everything = [(kind, row) for kind, rows in KINDS.items() for row in rows(database)]
+    person = lambda row: row["session"] if kinds.get(row["session"]) not in (None, "claimed") else CLAIMED
+    hurried = _hurried([row for _, row in everything], person, rules.most_a_minute)
+    people = sorted({person(row) for _, row in everything})
+    by_people = len(people) >= _ENOUGH_PEOPLE
+    fates: Counter[str] = Counter()
+    parts: dict[str, dict[str, list[Row]]] = {
+        part: {kind: [] for kind in KINDS} for part in ("train", "held_out")
+    }
+    taken: Counter[str] = Counter()
+    seen: set[str] = set()
+    for kind, row in sorted(everything, key=lambda pair: -pair[1]["judgment"]):  # the newest first
+        who = person(row)
+        fate = _refused(row, known.get(row["session"] or ""), rules, hurried)
+        content = _digest([kind, row.get("prompt", ""), _said(row), who])
+        if fate is None and content in seen:
+            fate = "said twice"
+        held = (
+            _share(who if by_people else _digest(row.get("prompt") or row["messages"][:-1]))
+            < rules.held_out_share
+        )
+        part = "held_out" if held else "train"
+        if fate is None and part == "train" and taken[who] >= rules.most_per_person:
+            fate = "more than one person's share"
+        fates[fate or part] += 1
+        if fate is None:
+            seen.add(content)
+            taken[who] += part == "train"
+            weight = known[row["session"]].weight / heaviest if row["session"] in known else 1.0
+            parts[part][kind].append(row | {"weight": round(weight, 3)})
+    for part_rows in parts.values():
+        for rows in part_rows.values():
+            rows.sort(key=lambda row: row["judgment"])
+    held_people = {person(row) for rows in parts["held_out"].values() for row in rows}
+    train_people = {person(row) for rows in parts["train"].values() for row in rows}
+    counted = {"train": len(train_people), "held_out": len(held_people)}
+    return _Sifted(parts, fates, counted, "people" if by_people else "prompts")
+
+
+_ENOUGH_PEOPLE = 4
+_ONE_SIDED_AT_LEAST = 20
+
+
+def _refused(row: Row, rater: Rater | None, rules: SnapshotRules, hurried: set[int]) -> str | None:
+    """Why a row is left out, or None."""
+    if row["judgment"] in hurried:
+        return "too fast to have been read"
+    if rater is not None and rater.first_share is not None and rater.opinions >= _ONE_SIDED_AT_LEAST:
+        side = max(rater.first_share, 1 - rater.first_share)
+        if side > rules.most_one_sided:
+            return "by somebody who always takes one side"
+    if rater is not None and rater.weight < rules.least_weight and rater.gold + rater.shared >= 5:
+        return "by somebody no better than a coin"
+    return None
+
+
+def _hurried(rows: Sequence[Row], person: Callable[[Row], str], most: int) -> set[int]:
+    """Judgments made in minutes in which one person made more than anybody can read."""
+    minutes: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for row in rows:
+        minutes[person(row), row["at"][:16]].add(row["judgment"])
+    return {
+        number
+        for (who, _), numbers in minutes.items()
+        if who != CLAIMED and len(numbers) > most
+        for number in numbers
+    }
+
+
+def _kinds(database: Database) -> dict[str | None, str]:
+    with database.read() as session:
+        return {row.id: row.kind for row in session.execute(select(ChatSession.id, ChatSession.kind))}
+
+
+def gold_rows(database: Database) -> Iterator[Row]:
+    """Desk items whose right order is known, as rankings."""
+    with database.read() as session:
+        for item in session.scalars(select(DeskItem).order_by(DeskItem.id)):
+            if item.gold:
+                generations: list[Generation] = [answer.generation for answer in item.answers]
+                yield {
+                    "prompt": item.messages,
+                    "completions": [[{"role": "assistant", "content": g.answer}] for g in generations],
+                    "ranks": item.gold,
+                    "finished": [g.finish_reason == "stop" for g in generations],
+                    "template": f"gold {item.id}",
+                }
+
+
+def erase(place: Path, judgments: Iterable[int]) -> list[str]:
+    """Take judgments out of every snapshot on disk; returns the names of those that can no longer be replayed."""
+    gone, touched = set(judgments), []
+    for path in sorted(place.glob("*/manifest.json")):
+        snapshot = Snapshot(path.parent)
+        manifest = snapshot.manifest
+        if not (lost := gone & manifest.new):
+            continue
+        for key, numbers in manifest.judgments.items():
+            if gone & set(numbers):
+                file = path.parent / f"{key}.jsonl"
+                atomic.write_text(file, _lines(row for row in _read(file) if row["judgment"] not in gone))
+        manifest.erased = sorted({*manifest.erased, *lost})
+        atomic.write_text(path, manifest.model_dump_json(indent=2))
+        touched.append(manifest.name)
+    return touched
+
+
+def _read(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
+
+
+def _said(row: Row) -> Any:
+    return [row.get(key) for key in ("completions", "ranks", "completion", "score", "messages")]
+
+
+def _digest(value: Any) -> str:
+    return sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+
+
+def _share(text: str) -> float:
+    return int.from_bytes(sha256(text.encode()).digest()[:4], "big") / 2**32

@@ -1,0 +1,104 @@
+"""The desk: who is given what, when two sit at it at once, and what becomes of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from feedback_support import answers, person, prompt, recorder
+from nestling.errors import DataError
+from nestling.feedback import Recorder
+from nestling.feedback.desk import Desk
+
+__all__ = ["recorder"]
+
+
+@pytest.fixture
+def desk(recorder: Recorder) -> Desk:
+    return Desk(recorder.database, overlap=2, seed=1)
+
+
+def lay(
+    desk: Desk, recorder: Recorder, name: str, priority: float = 0.0, gold: list[int] | None = None
+) -> list[str]:
+    ids = answers(recorder, name, [f"{name} A", f"{name} B", f"{name} C"])
+    assert desk.add(name, [dict(m) for m in prompt(name)], ids, priority, gold)
+    return ids
+
+
+def judge(recorder: Recorder, desk: Desk, who: str, ranks: list[int]) -> int:
+    task = desk.next_for(person(who))
+    assert task is not None
+    recorder.record_ranking(
+        [answer for answer, _ in task.answers], ranks, client=person(who), desk_item=task.item
+    )
+    return task.item
+
+
+def test_what_the_reward_model_is_least_sure_of_comes_first(desk: Desk, recorder: Recorder) -> None:
+    for name, priority in (("sure", -3.0), ("unsure", -0.1), ("middle", -1.0)):
+        lay(desk, recorder, name, priority)
+    task = desk.next_for(person("mira"))
+    assert task is not None and task.messages[0]["content"] == "unsure" and task.waiting == 3
+    assert sorted(text for _, text in task.answers) == ["unsure A", "unsure B", "unsure C"]
+
+
+def test_what_one_has_judged_a_second_judges_next_and_a_third_does_not(
+    desk: Desk, recorder: Recorder
+) -> None:
+    lay(desk, recorder, "first", 1.0)
+    lay(desk, recorder, "second", 5.0)
+    begun = judge(recorder, desk, "mira", [1, 2, 3])
+    lay(desk, recorder, "third", 9.0)
+    assert judge(recorder, desk, "tom", [1, 3, 2]) == begun  # opinions are to meet
+    task = desk.next_for(person("lee"))
+    assert task is not None and task.item != begun
+    assert desk.next_for(person("mira")) is not None and desk.next_for(person("mira")).item != begun
+
+
+def test_two_at_once_do_not_both_take_the_last_place(recorder: Recorder) -> None:
+    desk = Desk(recorder.database, overlap=1, seed=1)
+    lay(desk, recorder, "only")
+    assert desk.next_for(person("mira")) is not None
+    assert desk.next_for(person("tom")) is None  # she holds it
+    assert desk.next_for(person("mira")) is not None  # and finds it again after a reload
+
+
+def test_what_is_passed_by_does_not_come_again(desk: Desk, recorder: Recorder) -> None:
+    lay(desk, recorder, "hard")
+    task = desk.next_for(person("mira"))
+    assert task is not None
+    desk.skip(task.item, person("mira"), "I cannot tell")
+    assert desk.next_for(person("mira")) is None and desk.next_for(person("tom")) is not None
+    assert [item.skipped for item in desk.status()] == [1]
+    with pytest.raises(DataError, match="nothing on the desk with the number 99"):
+        desk.skip(99, person("mira"), "no")
+
+
+def test_agreement_is_measured_whatever_order_answers_were_shown_in(desk: Desk, recorder: Recorder) -> None:
+    ids = lay(desk, recorder, "question")
+    for who in ("mira", "tom"):
+        task = desk.next_for(person(who))
+        assert task is not None
+        shown = [answer for answer, _ in task.answers]
+        ranks = [ids.index(answer) + 1 for answer in shown]
+        recorder.record_ranking(shown, ranks, client=person(who), desk_item=task.item)
+    assert [item.agreement for item in desk.status()] == [1.0]
+
+
+def test_gold_looks_like_any_other_and_comes_when_nothing_else_is_left(
+    desk: Desk, recorder: Recorder
+) -> None:
+    lay(desk, recorder, "known", gold=[1, 2, 3])
+    task = desk.next_for(person("mira"))
+    assert task is not None and not hasattr(task, "gold")
+    judge(recorder, desk, "mira", [1, 2, 3])
+    assert desk.next_for(person("mira")) is None
+
+
+def test_the_same_is_laid_down_once_and_one_answer_cannot_be_judged(desk: Desk, recorder: Recorder) -> None:
+    ids = lay(desk, recorder, "twice")
+    assert not desk.add("twice", [dict(m) for m in prompt("twice")], ids)
+    with pytest.raises(DataError, match="cannot be judged"):
+        desk.add("one", [], ids[:1])
+    with pytest.raises(DataError, match="cannot be judged"):
+        desk.add("gold", [], ids, gold=[1])
