@@ -167,3 +167,21 @@ def test_preference_losses() -> None:
     assert close(preference.dpo_loss(*args, k["beta"], label_smoothing=0.1), [k["conservative_eps_0.1"]])
     assert close(preference.dpo_loss(*args, k["beta"], kind="ipo"), [k["ipo"]])
     assert close(preference.dpo_loss(*args, k["beta"], kind="hinge"), [k["hinge"]])
+
+
+def test_kto_by_hand() -> None:
+    """Two answers, one good, that gained 2 and lost 1 nats, where answers in general gained half a nat."""
+    policy, reference = tensor([-8.0, -11.0]), tensor([-10.0, -10.0])
+    good, drift = tensor([True, False]), tensor(0.5)
+    sigmoid = lambda x: 1 / (1 + math.exp(-x))
+    loss = preference.kto_loss(policy, reference, good, drift, beta=0.2, good_weight=1.5, bad_weight=0.5)
+    assert close(loss, [1.5 * (1 - sigmoid(0.2 * 1.5)), 0.5 * (1 - sigmoid(0.2 * 1.5))])
+
+
+def test_kto_compares_with_a_drift_that_is_never_negative_and_gets_no_gradient() -> None:
+    policy, reference = tensor([-1.0], requires_grad=True), tensor([-1.0])
+    drift = tensor(-3.0, requires_grad=True)
+    loss = preference.kto_loss(policy, reference, tensor([True]), drift)
+    assert loss.item() == 0.5  # as if nothing had drifted
+    loss.sum().backward()
+    assert drift.grad is None and policy.grad is not None and policy.grad.item() < 0

@@ -8,6 +8,7 @@ network serves training, prefill and decoding.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,6 +55,13 @@ class Rotary(nn.Module):
         super().__init__()
         self.register_buffer("inverse_frequencies", inverse_frequencies(config), persistent=False)
         self.inverse_frequencies: Tensor
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary:
+        """Move with the network, but stay in fp32: rounded to bf16, position 1,000 would be turned by another angle."""
+        exact = self.inverse_frequencies
+        super()._apply(fn, recurse)
+        self.inverse_frequencies = exact.to(self.inverse_frequencies.device)
+        return self
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """positions [T] -> (cos, sin) as ``rotate`` takes them, each [T, 1, head_dim]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -29,3 +30,24 @@ def dpo_loss(
     if kind == "hinge":
         return (1 - beta * margin).clamp_min(0)
     raise ValueError(f"unknown preference loss {kind!r}")
+
+
+def kto_loss(
+    policy: Tensor,
+    reference: Tensor,
+    good: Tensor,
+    drift: Tensor,
+    beta: float = 0.1,
+    good_weight: float = 1.0,
+    bad_weight: float = 1.0,
+) -> Tensor:
+    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024): answers labelled good or bad, without pairs.
+
+    ``good`` is boolean. ``drift`` (scalar, nats, never negative) is what answers in general have gained under the
+    policy, estimated on answers to other prompts; it is a point of comparison and gets no gradient.
+    """
+    gain = policy - reference
+    drift = drift.detach().clamp_min(0)
+    value = torch.where(good, torch.sigmoid(beta * (gain - drift)), torch.sigmoid(beta * (drift - gain)))
+    weight = torch.where(good, good_weight, bad_weight)
+    return weight * (1 - value)

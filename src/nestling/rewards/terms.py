@@ -14,8 +14,10 @@ from nestling.checks.verdict import Answer
 from nestling.compute.workers import Workers
 from nestling.data.packing import deal_rows
 from nestling.generation.protocol import Completion
+from nestling.model.decoder import Decoder
 from nestling.model.rows import pack_candidates
 from nestling.model.scorer import Scorer
+from nestling.rewards.predictor import Predictor, answer_features
 from nestling.text.messages import Message
 
 
@@ -70,6 +72,35 @@ class LearnedScore:
         rows = self.workers.map(score, deal_rows(lengths, self.row_tokens, self.workers.count))
         scores = {index: values for row in rows for index, values in row.items()}
         return [value for index in range(len(groups)) for value in scores[index]]
+
+
+class PeopleScore:
+    """What people's scores promise (``rewards.predictor``), clipped to +-``cap``: a few scores must not buy everything.
+
+    ``decoder`` is the frozen network whose states the predictor reads, not the policy that is being trained.
+    """
+
+    name = "people"
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        predictor: Predictor,
+        cap: float,
+        row_tokens: int = 2048,
+        workers: Workers | None = None,
+    ) -> None:
+        self.decoder, self.predictor, self.cap, self.row_tokens = decoder, predictor, cap, row_tokens
+        self.workers = workers or Workers()
+
+    def __call__(self, attempts: Sequence[Attempt]) -> list[float]:
+        groups = [
+            (prompt, [a.completion.token_ids for a in of_prompt])
+            for prompt, of_prompt in itertools.groupby(attempts, key=lambda a: a.completion.prompt_ids)
+        ]
+        features = answer_features(self.decoder, groups, self.row_tokens, self.workers)
+        merits: list[float] = self.predictor.merit(features).clamp(-self.cap, self.cap).tolist()
+        return merits
 
 
 class CheckScore:

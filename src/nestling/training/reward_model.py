@@ -32,11 +32,15 @@ class RewardModelConfig(PlannedConfig):
 
 @dataclass(frozen=True)
 class RankedIds:
-    """One prompt's candidates as token ids; ranks [K], 1 is best, equal ranks tie."""
+    """One prompt's candidates as token ids; ranks [K], 1 is best, equal ranks tie.
+
+    ``weight`` is what it counts: less where its rater is less reliable.
+    """
 
     prompt: list[int]
     completions: list[list[int]]
     ranks: list[int]
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.prompt) + sum(map(len, self.completions))
@@ -48,7 +52,7 @@ class RankedIds:
 
 
 class RewardModelStage(PlannedStage[Scorer, RankedIds]):
-    """The stage: mean over pairs (or sum over choices) within a prompt, then mean over prompts."""
+    """The stage: mean over pairs (or sum over choices) within a prompt, then weighted mean over prompts."""
 
     name = "reward_model"
 
@@ -68,7 +72,7 @@ class RewardModelStage(PlannedStage[Scorer, RankedIds]):
         return len(item)
 
     def weight(self, items: Sequence[RankedIds]) -> float:
-        return len(items)
+        return sum(item.weight for item in items)
 
     def row_loss(self, network: Scorer, items: Sequence[RankedIds]) -> Loss:
         device = network.decoder.device
@@ -78,10 +82,10 @@ class RewardModelStage(PlannedStage[Scorer, RankedIds]):
         right = pairs = 0
         for ranking, own in zip(items, scores, strict=True):
             ranks = torch.tensor(ranking.ranks, device=device)
-            total = total + self.loss(own, ranks)
+            total = total + ranking.weight * self.loss(own, ranks)
             good, count = pair_accuracy(own.detach(), ranks)
             right, pairs = right + good, pairs + count
-        return Loss(total, len(items), {"pair_accuracy": (right, pairs)})
+        return Loss(total, self.weight(items), {"pair_accuracy": (right, pairs)})
 
 
 def train_reward_model(

@@ -11,7 +11,7 @@ from nestling.generation.side_by_side import SideBySide
 from nestling.model.hf_folder import LoadedModel
 from nestling.model.lora import merge_lora
 from nestling.model.scorer import Scorer
-from nestling.rewards.terms import CheckScore, LearnedScore, Looping, RewardMix, Term, Unfinished
+from nestling.rewards.terms import CheckScore, LearnedScore, Looping, PeopleScore, RewardMix, Term, Unfinished
 from nestling.text.samples import TokenSample
 from nestling.training.loop import fit
 from nestling.training.ppo.config import PPOConfig
@@ -22,8 +22,13 @@ from nestling.workspace.events import EventLog
 __all__ = ["PPO", "Networks", "PPOConfig", "Prompt", "reward_mix", "train_ppo"]
 
 
-def reward_mix(config: PPOConfig, scorer: Scorer | None, workers: Workers | None = None) -> RewardMix:
-    """The reward the settings ask for: learned score and rules, each with its weight."""
+def reward_mix(
+    config: PPOConfig,
+    scorer: Scorer | None,
+    workers: Workers | None = None,
+    people: PeopleScore | None = None,
+) -> RewardMix:
+    """The reward the settings ask for: learned score, people's scores and rules, each with its weight."""
     terms: list[tuple[Term, float]] = [
         (CheckScore(), config.check_weight),
         (Unfinished(), -config.unfinished_penalty),
@@ -32,6 +37,8 @@ def reward_mix(config: PPOConfig, scorer: Scorer | None, workers: Workers | None
     if scorer is not None and config.learned_weight > 0:
         learned = LearnedScore(scorer, config.learned_clip, config.row_tokens, workers)
         terms.append((learned, config.learned_weight))
+    if people is not None and config.people_weight > 0:
+        terms.append((people, config.people_weight))
     return RewardMix(terms)
 
 
@@ -69,10 +76,12 @@ def train_ppo(
     checkpoint_seconds: float = 60.0,
     workers: Workers | None = None,
     demonstrations: Sequence[TokenSample] = (),
+    people: PeopleScore | None = None,
 ) -> None:
     """Align ``model`` in place. Its weights at the start are the reference.
 
-    ``reward`` replaces the mix of the settings. ``demonstrations`` take part where ``demonstration_coef`` says so.
+    ``reward`` replaces the mix of the settings. ``people`` and ``demonstrations`` take part where ``people_weight`` and
+    ``demonstration_coef`` say so.
 
     Raises:
         DataError: no prompts, or no demonstrations where the settings want some.
@@ -86,7 +95,7 @@ def train_ppo(
     networks = Networks(model, config, scorer)
     workers = workers or Workers()
     engine = SideBySide(model, workers, max_batch=config.prompts * config.samples)
-    mix = reward or reward_mix(config, scorer, workers)
+    mix = reward or reward_mix(config, scorer, workers, people)
     stage = PPO(networks, engine, prompts, mix, config, folder, workers, rehearsed)
     fit(stage, folder, events, on_step=on_step, checkpoint_seconds=checkpoint_seconds)
     if config.lora:

@@ -73,6 +73,12 @@ class PPOConfig(OptimizerConfig):
         1.0, ge=0, description="Weight of the reward model's score; 0 for rules alone."
     )
     learned_clip: float = Field(5.0, gt=0, description="Normalised scores are clipped to plus or minus this.")
+    people_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of what people's scores promise, where there are any; 0 leaves them out.",
+    )
+    people_cap: float = Field(0.3, gt=0, description="What they promise is clipped to plus or minus this.")
     check_weight: float = Field(1.0, ge=0, description="Weight of the prompt's own check.")
     unfinished_penalty: float = Field(1.0, ge=0, description="Cost of an answer cut by max_new_tokens.")
     looping_penalty: float = Field(0.5, ge=0, description="Cost of an answer that repeats itself.")

@@ -1,0 +1,64 @@
+"""Best of n: several answers to a request, of which the one that is judged best is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from nestling.generation.protocol import Chunk, Completion, Request, Sampling, nothing
+from nestling.generation.sampler import derive_seed
+from nestling.generation.side_by_side import SideBySide
+
+Judge = Callable[[Sequence[int], Sequence[Sequence[int]]], list[float]]
+"""How good each answer to a prompt is; all as token ids."""
+
+DIFFERENT = 0.7
+"""Temperature of the further answers at least: greedy ones would be the same."""
+
+
+def variants(sampling: Sampling, count: int) -> list[Sampling]:
+    """The sampling that was asked for, and further ones with seeds of their own."""
+    further = [
+        replace(
+            sampling,
+            temperature=max(sampling.temperature, DIFFERENT),
+            seed=derive_seed(sampling.seed, number),
+        )
+        for number in range(1, count)
+    ]
+    return [sampling, *further]
+
+
+def chosen(completions: Sequence[Completion], judge: Judge) -> Completion:
+    """The best; the first unless another is better, and none that was cut before one that ended by itself."""
+    ended = [c for c in completions if c.finished and c.token_ids] or list(completions[:1])
+    if len(ended) == 1:
+        return ended[0]
+    merits = judge(ended[0].prompt_ids, [c.token_ids for c in ended])
+    return ended[max(range(len(ended)), key=lambda at: (merits[at], -at))]
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """A ``Generator`` that answers every request ``count`` times and gives the best by ``judge``."""
+
+    engine: SideBySide
+    judge: Judge
+    count: int
+
+    def generate(
+        self, requests: Sequence[Request], answered: Callable[[], object] = nothing
+    ) -> list[Completion]:
+        """See ``Generator``; ``answered`` is called once a request."""
+        all_of = [replace(r, sampling=s) for r in requests for s in variants(r.sampling, self.count)]
+        done = self.engine.generate(all_of)
+        best = []
+        for at in range(0, len(done), self.count):
+            best.append(chosen(done[at : at + self.count], self.judge))
+            answered()
+        return best
+
+    def stream(self, request: Request) -> Iterator[Chunk]:
+        """The best answer at once: nobody knows it before all are there."""
+        [best] = self.generate([request])
+        yield Chunk(best.text, best)
