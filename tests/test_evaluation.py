@@ -175,10 +175,23 @@ class TestReport:
         assert len(shown) == 4 and "| sft | 1.5 | 3.00 |" in page
         assert "| refusal | 9 | 66.7 | 12.5 | 0 | - | - |" in page and "length -0.12" in page
         assert "| all | 9 | 66.7 |" in page
-        assert "alert(1)" not in page  # no text from outside becomes Markdown
+        outside = re.sub(r"(?ms)^~~~~text\n.*?^~~~~$", "", page)
+        assert "alert(1)" not in outside  # no text from outside becomes Markdown
         for picture in shown:
             assert ElementTree.parse(tmp_path / picture).getroot().tag.endswith("svg")
-        assert "{" not in page
+        assert "{" not in outside
+
+    def test_a_models_text_cannot_end_its_block(
+        self, versions: tuple[Results, Results], tmp_path: Path
+    ) -> None:
+        new, old = versions
+        row = old.rows[0].model_copy(update={"answer": "Fine.\n~~~~\n# Not a heading\n<b>bold</b>"})
+        hostile = old.model_copy(update={"rows": [row, *old.rows[1:]]})
+        write_markdown(tmp_path / "report.md", [hostile, new], title="Nest")
+        page = (tmp_path / "report.md").read_text()
+        assert not re.search(r"(?m)^# Not a heading", page) and page.count("\n~~~~\n") == page.count(
+            "~~~~text"
+        )
 
     def test_without_training_or_comparison(self, versions: tuple[Results, Results], tmp_path: Path) -> None:
         write_report(tmp_path / "r.html", [versions[1]])

@@ -26,6 +26,11 @@ class PairedGain:
     wins: int
     losses: int
 
+    def standstill(self) -> PairedGain:
+        """What it would be, asked of the same, had nothing changed."""
+        nothing = resample_difference([0.0] * self.n, [str(i % self.gain.clusters) for i in range(self.n)])
+        return PairedGain(nothing, self.n, 0, 0)
+
     @property
     def ties(self) -> int:
         return self.n - self.wins - self.losses

@@ -10,6 +10,7 @@ from nestling.evaluation.suite import DIRECT_FACTS
 from nestling.evaluation.verdicts import RETENTION, Row
 
 NO_LOOP, ENDED = "no_loop", "ended"
+OWN, ALL_OWN = "own", "all_own"
 BALANCED = {"premise": ("premise_false", "premise_true"), "correction": ("mistake", "hold_truth")}
 
 LABELS = {
@@ -39,6 +40,8 @@ LABELS = {
     "retention": "general knowledge",
     NO_LOOP: "answers that end without a loop",
     ENDED: "answers that end by themselves",
+    OWN: "your own questions",
+    ALL_OWN: "all your own questions",
 }
 
 
@@ -60,7 +63,7 @@ class Measure:
 
     @property
     def label(self) -> str:
-        return LABELS.get(self.name, self.name.replace("_", " "))
+        return LABELS.get(self.name, self.name.removeprefix("own/").replace("_", " "))
 
     def select(self, rows: Iterable[Row]) -> list[Row]:
         """The rows this measure is about; none when a balanced measure lacks one of its halves."""
@@ -98,6 +101,9 @@ def measures_of(rows: Iterable[Row], held_out: Iterable[str]) -> list[Measure]:
     found += [
         Measure(name, parts, balanced=True) for name, parts in BALANCED.items() if set(parts) <= set(present)
     ]
+    own = tuple(name for name in present if name.partition("/")[0] == OWN)
+    if len(own) > 1:
+        found.append(Measure(ALL_OWN, own))
     if "retention" in present or DIRECT_FACTS in present:
         found.append(Measure("retention", RETENTION))
     return [*found, Measure(NO_LOOP, success="no_loop"), Measure(ENDED, success="finished")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ from nestling.evaluation.compare import Comparison, ordered_differences, points
 from nestling.evaluation.detectors import DetectorQuality
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.results import Figure, Results, percent_with_interval
+from nestling.evaluation.verdicts import Row
 from nestling.workspace import atomic
+
+UNSELECTED = 20
+"""Transcripts of a Markdown report."""
 
 _PAGES = Environment(
     loader=PackageLoader("nestling.evaluation", "templates"),
@@ -139,6 +144,8 @@ def write_markdown(
         reward_model=_reward_model(events),
         share=_share,
         pictures=[name for name, svg in files.items() if svg],
+        transcripts=unselected(versions),
+        on_one_line=_on_one_line,
         percent=percent_with_interval,
         points=points,
     )
@@ -170,13 +177,36 @@ def _rows(versions: Sequence[Results]) -> list[tuple[Measure, list[Figure | None
 
 def _transcripts(versions: Sequence[Results], samples: int) -> list[dict[str, Any]]:
     """For each behaviour its first prompts of different templates, with every version's answer."""
-    answers = [{row.item: row for row in version.rows} for version in versions]
     seen: dict[str, set[str]] = {}
     chosen = []
     for row in versions[0].rows:
         templates = seen.setdefault(row.behaviour, set())
         if len(templates) < samples and row.template not in templates:
             templates.add(row.template)
-            replies = [(v.name, a[row.item]) for v, a in zip(versions, answers, strict=True) if row.item in a]
-            chosen.append({"behaviour": row.behaviour, "messages": row.messages, "replies": replies})
-    return chosen
+            chosen.append(row)
+    return _with_replies(chosen, versions)
+
+
+def unselected(versions: Sequence[Results], count: int = UNSELECTED) -> list[dict[str, Any]]:
+    """So many prompts drawn by a hash of their ids, which knows nothing of answers, with every version's answer."""
+    drawn = sorted(versions[0].rows, key=lambda row: sha256(row.item.encode()).digest())[:count]
+    return _with_replies(drawn, versions)
+
+
+def _with_replies(rows: Sequence[Row], versions: Sequence[Results]) -> list[dict[str, Any]]:
+    answers = [{row.item: row for row in version.rows} for version in versions]
+    return [
+        {
+            "behaviour": row.behaviour,
+            "messages": row.messages,
+            "replies": [
+                (v.name, a[row.item]) for v, a in zip(versions, answers, strict=True) if row.item in a
+            ],
+        }
+        for row in rows
+    ]
+
+
+def _on_one_line(text: str) -> str:
+    """For a fenced block of Markdown: no line of a model's answer can end it."""
+    return " / ".join(part.strip() for part in text.splitlines() if part.strip())

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
+from pathlib import Path
 from typing import Literal
 
 from nestling.data.curriculum import Curriculum, Item, load, split_of
 from nestling.data.curriculum import items as curriculum_items
+from nestling.data.formats import CheckedPrompt, read_rows
 from nestling.errors import ConfigError, DataError
 from nestling.text.messages import Message
 
@@ -94,6 +96,27 @@ def build_suite(
     chosen += [question for question in _direct_questions(content, names, split) if question.id in behind]
     held_out = frozenset(name for name in names if content.behaviours[name].held_out)
     return Suite(split, seed, assistant, tuple(chosen), held_out)
+
+
+def own_suite(questions: Path, assistant: str = "Nestling") -> Suite:
+    """A user's own prompts, each with its check: rows of ``{"prompt", "check", "category"}``; a category is a figure.
+
+    Raises:
+        DataError: a row is wrong, with its line.
+    """
+    rows = list(read_rows(questions, CheckedPrompt))
+    items = tuple(
+        Item(
+            id=f"{questions.name}:{number}",
+            behaviour=f"own/{row.category}" if row.category else "own",
+            split="test",
+            template=str(number),  # nobody knows which of them are worded alike: each counts for itself
+            messages=tuple(row.prompt),
+            check=row.check,
+        )
+        for number, row in enumerate(rows, 1)
+    )
+    return Suite("own", 0, assistant, items, frozenset())
 
 
 def direct_question_of(item_id: str) -> str:
