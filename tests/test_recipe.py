@@ -52,10 +52,10 @@ def test_a_run_goes_on_as_it_began_when_a_release_has_other_defaults(tmp_path: P
         ("data.demonstrations.bogus=5", r"quickstart: data\.demonstrations: there is no behaviour 'bogus'"),
         ("data.demonstrations.refusal=-5", r"data\.demonstrations\.refusal = -5"),
         (
-            "data.demonstrations.small_talk=500",
-            r"demonstrations\.small_talk: there are only 190 different ones",
+            "data.demonstrations.small_talk=5000",
+            r"demonstrations\.small_talk: there are only 511 different ones",
         ),
-        ("ppo_prompts.small_talk=500", r"ppo_prompts\.small_talk: there are only 82 different ones"),
+        ("ppo_prompts.small_talk=500", r"ppo_prompts\.small_talk: there are only 242 different ones"),
         ("evaluation.sizes.bogus=5", r"quickstart: evaluation\.sizes: there is no behaviour 'bogus'"),
         ("rank.prompts.arithmetic=5", r"quickstart: rank\.prompts: 'arithmetic' is a held-out behaviour"),
         ("ppo_prompts.verse=5", r"quickstart: ppo_prompts: 'verse' is a held-out behaviour"),
@@ -85,13 +85,13 @@ def test_data_files_are_read_before_anything_is_computed(tmp_path: Path) -> None
 
 def test_held_out_behaviours_may_not_be_rewarded_or_ranked() -> None:
     with pytest.raises(ConfigError, match="'list_count' is a held-out behaviour"):
-        materials.training_items(load_recipe("quickstart"), {"refusal": 2, "list_count": 2})
+        materials.training_items({"refusal": 2, "list_count": 2}, 0, "Nestling")
 
 
 def test_the_quickstart_rewards_nothing_that_is_held_out_and_stays_in_its_budget() -> None:
     recipe = load_recipe("quickstart")
     assert materials.ranking_items(recipe, recipe.rank.prompts) and materials.ppo_items(recipe)
-    assert recipe.sft.max_tokens <= 250_000 and recipe.reward_model.max_tokens <= 250_000
+    assert recipe.sft.max_tokens <= 400_000 and recipe.reward_model.max_tokens <= 250_000
     assert recipe.ppo.iterations <= 60
 
 
@@ -100,7 +100,9 @@ def test_what_is_demonstrated_ranked_and_rewarded_are_different_prompts_where_th
     ids = lambda items, name: {item.id for item in items if item.behaviour == name}
     ranked, rewarded = materials.ranking_items(recipe, recipe.rank.prompts), materials.ppo_items(recipe)
     for name in ("refusal", "harmless", "everyday", "premise_false", "premise_true", "memory", "format"):
-        shown = materials.training_items(recipe, {name: recipe.data.demonstrations[name]})
+        shown = materials.training_items(
+            {name: recipe.data.demonstrations[name]}, recipe.seed, recipe.assistant
+        )
         assert not ids(shown, name) & ids(ranked, name) and not ids(ranked, name) & ids(rewarded, name), name
         assert not ids(shown, name) & ids(rewarded, name), name
 

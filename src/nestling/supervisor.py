@@ -48,7 +48,7 @@ class Supervisor:
         workspace: where everything lives.
         serve: arguments of the server's command line.
         train: arguments of the trainer's, None to serve only.
-        open_page: called once when the server answers.
+        open_page: called once when the server answers at ``address``.
     """
 
     workspace: Workspace
@@ -56,7 +56,7 @@ class Supervisor:
     train: Sequence[str] | None
     console: Console = field(default_factory=Console)
     open_page: Callable[[], object] | None = None
-    port: int = 0
+    address: tuple[str, int] = ("127.0.0.1", 0)
 
     def __post_init__(self) -> None:
         self._read_end, self._write_end = os.pipe()
@@ -74,7 +74,7 @@ class Supervisor:
         try:
             while not self._stopping:
                 time.sleep(0.5)
-                if self.open_page and _answers(self.port):
+                if self.open_page and _answers(*self.address):
                     self.open_page()
                     self.open_page = None
                 if trainer is not None:
@@ -132,8 +132,13 @@ class Supervisor:
             name = serving.name if serving else "nothing"
             self.console.print(f"[green]The raising is finished; {name} is being served.[/green]")
         else:
+            killed = (
+                " It was killed: perhaps by the system, for want of memory."
+                if code == -signal.SIGKILL
+                else ""
+            )
             self.console.print(
-                f"[yellow]The raising stopped (exit code {code}). "
+                f"[yellow]The raising stopped (exit code {code}).{killed} "
                 "Serving goes on; the next `nestling up` continues.[/yellow]"
             )
 
@@ -149,8 +154,10 @@ class Supervisor:
                 process.wait()
 
 
-def _answers(port: int) -> bool:
-    """Whether something listens on this machine's port."""
-    with socket.socket() as probe:
-        probe.settimeout(0.2)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def _answers(host: str, port: int) -> bool:
+    """Whether something listens there; 0.0.0.0 and :: are reached as this machine."""
+    try:
+        socket.create_connection((host, port), timeout=0.2).close()
+    except OSError:
+        return False
+    return True

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import sys
 import time
@@ -26,6 +27,15 @@ _MALLOC = {
 }
 MALLOC_TUNABLES = ":".join(f"{name}={value}" for name, value in _MALLOC.items())
 """What ``GLIBC_TUNABLES`` is set to."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this says that memory has run out, in Python's way, the system's, or torch's on a CPU or accelerator."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return any(
+        words in str(error) for words in ("can't allocate memory", "Cannot allocate memory", "out of memory")
+    )
 
 
 def give_memory_back() -> None:

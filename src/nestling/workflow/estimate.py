@@ -147,9 +147,8 @@ def shape_of(recipe: Recipe) -> ModelConfig:
     return read_config(path)
 
 
-def estimate_table(recipe: Recipe) -> Table:
+def estimate_table(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Table:
     """The estimate for the terminal."""
-    hardware, config = recipe.hardware.detect(), shape_of(recipe)
     found = cost(recipe, config, hardware)
     out = Table("stage", "about", title=f"{recipe.name} on {hardware.threads} threads, {hardware.dtype}")
     for stage, seconds in found.seconds.items():

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
@@ -71,15 +71,15 @@ class GateRule(Config):
     def evidence_label(self) -> str:
         return "the held-out checks" if self.evidence == "held_out" else _listed(map(_label, self.evidence))
 
-    def describe(self) -> str:
-        """The rule in plain words."""
+    def describe(self, evidence: str | None = None) -> str:
+        """The rule in plain words; ``evidence`` where it is not what the rule says."""
         others = [
             f"{_label(name)} {100 * margin:g} {'%' if name == PERPLEXITY else 'points'}"
             for name, margin in self.margins.items()
         ]
         return " ".join(
             [
-                f"A new version is served when it is better than the served one on {self.evidence_label}:",
+                f"A new version is served when it is better than the served one on {evidence or self.evidence_label}:",
                 f"the lower end of the {self.confidence:.0%} interval of its mean gain must be above zero.",
                 "And every other behaviour that is guarded must be shown to have lost less than",
                 f"{100 * self.margin:g} points{f' ({_listed(others)})' if others else ''},",
@@ -166,17 +166,31 @@ class _Guard:
         return -self.gain if self.too_few(confidence) else self.bound(confidence)
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Evidence that is not the checks': what the candidate gains there, None where nothing was to be had.
+
+    ``guarded`` must not be lost, by name: what was trusted before this evidence came.
+    """
+
+    label: str
+    gain: PairedGain | None
+    guarded: Mapping[str, PairedGain] = field(default_factory=dict)
+
+
 def decide(
     candidate: Results,
     incumbent: Results,
     rule: GateRule | None = None,
     detectors: Mapping[str, DetectorQuality] | None = None,
+    judged: Judged | None = None,
 ) -> GateVerdict:
     """Judge ``candidate`` against ``incumbent`` on the gate split.
 
     Args:
         detectors: quality by check or behaviour name (``evaluation.detectors.measure_detectors``); None lets
             every check decide.
+        judged: the evidence, instead of the rule's; then every behaviour is guarded.
 
     Raises:
         ConfigError: the rule names a behaviour that was not measured.
@@ -192,7 +206,7 @@ def decide(
     check_comparable(candidate, incumbent)
     measures = {m.name: m for m in candidate.measures if m.name in candidate.figures}
     refuse_unknown(rule, measures)
-    evidence = _evidence(rule, measures)
+    evidence = _evidence(rule, measures) if judged is None else []
     doubts = {
         name: _doubt(m, candidate, detectors) if detectors is not None else None
         for name, m in measures.items()
@@ -200,17 +214,26 @@ def decide(
     trusted = [name for name in measures if doubts[name] is None]
     halves = [name for name in measures if part_of_composite(name, measures)]
 
-    gain = pooled_gain(candidate, incumbent, [measures[n] for n in evidence if n in trusted])
-    evidence_line, problems = _judge_evidence(gain, rule)
+    label = rule.evidence_label if judged is None else judged.label
+    if judged is None:
+        gain = pooled_gain(candidate, incumbent, [measures[n] for n in evidence if n in trusted])
+    else:
+        gain = judged.gain
+    evidence_line, problems = _judge_evidence(gain, label, rule.confidence)
     guarded = [measures[name] for name in trusted if name not in evidence and name not in halves]
-    guard_lines, guard_problems = _judge_guards(_guards(candidate, incumbent, rule, guarded), rule)
+    guards = _guards(candidate, incumbent, rule, guarded)
+    for name, kept in (judged.guarded if judged else {}).items():
+        guards.append(
+            _guard(name, _label(name), kept, kept.standstill(), rule.margins.get(name, rule.margin))
+        )
+    guard_lines, guard_problems = _judge_guards(guards, rule)
     problems += guard_problems
     if problems:
         headline = f"Kept, not served: {problems[0]}."
     else:
         gained, least = 100 * evidence_line.gain, 100 * (evidence_line.bound or 0)
         headline = (
-            f"Accepted: {candidate.name} gains {gained:.1f} points on {rule.evidence_label}, "
+            f"Accepted: {candidate.name} gains {gained:.1f} points on {label}, "
             f"at least {least:.1f}; nothing that is guarded has lost more than allowed."
         )
     reported = [m for name, m in measures.items() if m not in guarded]
@@ -224,7 +247,7 @@ def decide(
         incumbent=incumbent.name,
         accepted=not problems,
         sentences=[headline, *(f"Also: {problem}." for problem in problems[1:]), *notes],
-        rule=rule.describe(),
+        rule=rule.describe(label),
         lines=[evidence_line, *guard_lines, *reported_lines],
     )
 
@@ -331,13 +354,12 @@ def _perplexity_guard(candidate: Results, incumbent: Results, margin: float) -> 
     )
 
 
-def _judge_evidence(paired: PairedGain | None, rule: GateRule) -> tuple[GateLine, list[str]]:
+def _judge_evidence(paired: PairedGain | None, label: str, confidence: float) -> tuple[GateLine, list[str]]:
     """The line, and what is wrong with it."""
-    label = rule.evidence_label
     if paired is None:
         line = GateLine(name="evidence", label=label, role="evidence", n=0, gain=0.0, passed=False)
         return line, [f"on {label} nothing was measured that may decide whether it is better"]
-    gain, (low, _) = paired.gain.estimate, paired.gain.interval(rule.confidence)
+    gain, (low, _) = paired.gain.estimate, paired.gain.interval(confidence)
     line = GateLine(
         name="evidence", label=label, role="evidence", n=paired.n, gain=gain, bound=low, passed=low > 0
     )

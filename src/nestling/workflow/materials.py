@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from importlib import resources
 from pathlib import Path
@@ -95,11 +95,24 @@ def answer_only(samples: Sequence[TokenSample]) -> TokenSample:
 
 @dataclass(frozen=True)
 class SFTMaterial:
-    """Samples for fine-tuning and for validation, and a hash of every source."""
+    """Samples for fine-tuning and for validation, a hash of every source, and of each of the user's files the length
+    in tokens of its rows' longest samples."""
 
     train: list[TokenSample]
     validation: list[TokenSample]
     hashes: dict[str, str]
+    own: dict[str, list[int]] = field(default_factory=dict)
+
+    def fates(self, limit: int) -> Iterator[str]:
+        """What becomes of the rows of each file where a sample may have ``limit`` tokens."""
+        for name, lengths in self.own.items():
+            left_out = [number for number, length in enumerate(lengths, 1) if length > limit]
+            kept = len(lengths) - len(left_out)
+            told = f"{Path(name).name}: {kept} of {len(lengths)} conversations are learned from."
+            if left_out:
+                shown = ", ".join(map(str, left_out[:10])) + (" and more" if len(left_out) > 10 else "")
+                told += f" Longer than {limit} tokens and left out: number {shown}."
+            yield told
 
 
 def sft_material(
@@ -113,12 +126,20 @@ def sft_material(
         hashes["replay"] = digest([c.messages for c in replayed])
     for number, conversation in enumerate(replayed):
         samples += training_samples(tokenizer, conversation.messages, f"replay {number}")
+    own: list[TokenSample] = []
+    lengths: dict[str, list[int]] = {}
     for name in data.files:
+        lengths[name] = []
         for number, row in enumerate(read_rows(Path(name), Conversation), 1):
-            samples += training_samples(tokenizer, row.messages, f"{name}:{number}")
+            found = training_samples(tokenizer, row.messages, f"{name}:{number}")
+            lengths[name].append(max(len(sample.ids) for sample in found))
+            own += found
         hashes[Path(name).name] = file_digest(Path(name))
-    train, validation = split_off(samples, data.validation_share, key=lambda s: json.dumps(s.ids))
-    return SFTMaterial(train, validation, hashes)
+    key = lambda sample: json.dumps(sample.ids)
+    train, validation = split_off(samples, data.validation_share, key)
+    own_train, own_validation = split_off(own, data.validation_share, key)
+    train += max(1, data.own_repeats) * own_train
+    return SFTMaterial(train, validation + own_validation, hashes, lengths)
 
 
 def rehearsal(data: DataConfig, seed: int, assistant: str, tokenizer: Tokenizer) -> SFTMaterial:
@@ -147,16 +168,17 @@ def digest(value: Any) -> str:
 
 def ranking_items(recipe: Recipe, counts: Mapping[str, int]) -> list[Item]:
     """Prompts to rank answers to: others than those that were demonstrated, as far as there are enough."""
-    return training_items(recipe, counts, after=[recipe.data.demonstrations])
+    return training_items(counts, recipe.seed, recipe.assistant, after=[recipe.data.demonstrations])
 
 
 def ppo_items(recipe: Recipe) -> list[Item]:
     """Prompts for PPO: others than those demonstrated or ranked, as far as there are enough."""
-    return training_items(recipe, recipe.ppo_prompts, [recipe.data.demonstrations, recipe.rank.prompts])
+    after = [recipe.data.demonstrations, recipe.rank.prompts]
+    return training_items(recipe.ppo_prompts, recipe.seed, recipe.assistant, after)
 
 
 def training_items(
-    recipe: Recipe, counts: Mapping[str, int], after: Sequence[Mapping[str, int]] = ()
+    counts: Mapping[str, int], seed: int, assistant: str, after: Sequence[Mapping[str, int]] = ()
 ) -> list[Item]:
     """Training items of the curriculum, so many of each behaviour; never of a held-out one.
 
@@ -166,7 +188,7 @@ def training_items(
     chosen: list[Item] = []
     for name, count in counts.items():
         used = sum(earlier.get(name, 0) for earlier in after)
-        pool = curriculum.items("train", recipe.seed, [name], used + count, recipe.assistant)
+        pool = curriculum.items("train", seed, [name], used + count, assistant)
         chosen += pool[-count:] if count else []
     return chosen
 
@@ -241,6 +263,14 @@ def ranked(item: Item, sampled: Sequence[Completion], config: RankConfig) -> dic
     return asdict(row) | {"utilities": utilities}
 
 
+def answer_ids(tokenizer: Tokenizer, row: Mapping[str, Any], answer: str) -> tuple[list[int], list[int]]:
+    """(prompt, answer) of a judged answer as token ids; one that ended by itself, or is empty, has its end token."""
+    ended = row.get("finished", True) or not answer
+    return tokenizer.render_prompt(row["prompt"]), tokenizer.encode(answer) + (
+        [tokenizer.eos_id] if ended else []
+    )
+
+
 def ranked_ids(tokenizer: Tokenizer, row: Mapping[str, Any]) -> RankedIds:
     """A ranking row as token ids; finished answers carry their end token, and so do empty ones."""
     finished = row.get("finished") or [True] * len(row["completions"])
@@ -248,7 +278,9 @@ def ranked_ids(tokenizer: Tokenizer, row: Mapping[str, Any]) -> RankedIds:
         tokenizer.encode(text) + ([tokenizer.eos_id] if done or not text else [])
         for text, done in zip(row["completions"], finished, strict=True)
     ]
-    return RankedIds(tokenizer.render_prompt(row["prompt"]), completions, list(row["ranks"]))
+    return RankedIds(
+        tokenizer.render_prompt(row["prompt"]), completions, list(row["ranks"]), row.get("weight", 1.0)
+    )
 
 
 def ranking_split(

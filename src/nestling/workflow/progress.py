@@ -25,6 +25,8 @@ TITLES = {
     "ppo": "PPO",
     "gate-ppo": "measuring the aligned version",
     "report": "writing the report",
+    "train": "learning from people",
+    "gate-learned": "measuring what was learned",
 }
 
 
@@ -35,7 +37,7 @@ _KEPT_SECONDS = 2.0  # what is done sooner was kept from before a stop, and says
 
 _SAME_START = 60.0  # seconds by which the clock may have been set since
 
-STAGES = tuple(name for name in TITLES if name not in PARTS)
+STAGES = tuple(name for name in TITLES if name not in (*PARTS, "train", "gate-learned"))
 
 
 Curves = dict[str, dict[str, list[tuple[int, float]]]]

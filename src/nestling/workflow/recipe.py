@@ -57,6 +57,12 @@ class DataConfig(Config):
     files: list[str] = Field(
         default_factory=list, description="Further conversations: JSONL, JSON or CSV files."
     )
+    own_repeats: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="How often the conversations of files are shown; 0 chooses by their number.",
+    )
     validation_share: float = Field(
         0.05, gt=0, lt=0.5, description="Share of the samples kept for validation."
     )

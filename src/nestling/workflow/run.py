@@ -4,86 +4,51 @@ from __future__ import annotations
 
 import itertools
 import platform
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from datetime import date
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from nestling import __version__
-from nestling.compute.courtesy import make_way_for
-from nestling.compute.process import forget_peak, give_memory_back, peak_memory
 from nestling.evaluation.compare import compare
 from nestling.evaluation.detectors import measure_detectors
 from nestling.evaluation.report import Pictures, write_markdown, write_report
 from nestling.evaluation.results import Results
 from nestling.model.hf_folder import read_config
 from nestling.workflow import materials, stages
-from nestling.workflow.gate import GateVerdict, decide
-from nestling.workflow.progress import STAGES, ReportedLog, own_process
+from nestling.workflow.progress import STAGES
+from nestling.workflow.raising import Raising
 from nestling.workflow.recipe import Recipe, check_shape, kept_recipe
+from nestling.workflow.scaling import scaled
 from nestling.workspace import Version, Workspace, atomic
 
 
-class Run:
+class Run(Raising):
     """One recipe in one workspace. Its folder is named by the recipe and a hash of what is set in it."""
 
+    stage_names = STAGES
+
     def __init__(self, workspace: Workspace, recipe: Recipe) -> None:
-        self.workspace, self.name = workspace, recipe.run_name
-        self.folder = workspace.run_folder(self.name)
-        self.recipe = kept_recipe(self.folder / "recipe.json", recipe)
-        self.events = ReportedLog(self.folder / "events.jsonl")
+        super().__init__(workspace, recipe.run_name)
+        self.use(kept_recipe(self.folder / "recipe.json", recipe))
 
-    def execute(self, console: Console | None = None) -> None:
-        """Do what is left to do, telling ``console`` about it; nothing once it is ``finished``.
+    def use(self, recipe: Recipe) -> None:
+        """Go by this recipe from now on."""
+        self.recipe, self.title = recipe, recipe.name
+        self.evaluation, self.gate = recipe.evaluation, recipe.gate
+        self.hardware, self.checkpoint_seconds = recipe.hardware, recipe.checkpoint_seconds
 
-        Raises:
-            WorkspaceError: another process raises in this workspace.
-            NestlingError: a stage failed; the message says what to do.
-        """
-        if self.finished:
-            return
-        reported = self.events.to(console) if console else nullcontext()
-        with self.workspace.lock("trainer", "the raising of versions"), reported:
-            atomic.write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
-            make_way_for(self.workspace.answering_sign)
-            self.events.append("run_started", recipe=self.recipe.name, stages=STAGES, process=own_process())
-            try:
-                self._execute()
-            except BaseException as error:  # told to whoever watches, then passed on
-                stopped = isinstance(error, KeyboardInterrupt)
-                self.events.append(
-                    "run_stopped" if stopped else "run_failed", reason=str(error) or repr(error)
-                )
-                raise
-            finally:
-                make_way_for(None)
-            self.events.append("run_finished", recipe=self.recipe.name)
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is left to do: the report is written and every version it is about is there."""
-        events = self.events.read()[0]
-        made = [event["version"] for event in events if event["kind"] == "published"]
-        known = self.workspace.versions.names()
-        return bool(events) and events[-1]["kind"] == "run_finished" and set(made).issubset(known)
-
-    def _execute(self) -> None:
-        recipe, bench = self.recipe, self.bench()
+    def steps(self) -> None:
+        atomic.write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
         with self.stage("base"):
-            base = stages.import_base(bench, recipe.base, recipe.assistant)
-            check_shape(recipe, read_config(base.folder))
+            base = stages.import_base(self.bench(), self.recipe.base, self.recipe.assistant)
+            recipe = self.fitted(base)
         tuned = self.made("sft", lambda b: stages.sft(b, base, recipe.data, recipe.sft, recipe.seed))
         base_results = self.measured(base, None, "gate-base")
         self.gated(tuned, base, base_results, "gate-sft")
         with self.stage("rank"):
             items = materials.ranking_items(recipe, recipe.rank.prompts)
-            rows = stages.rank(bench.at("rank"), tuned, items, recipe.rank)
+            rows = stages.rank(self.bench().at("rank"), tuned, items, recipe.rank)
         scorer = self.made(
             "reward_model",
             lambda b: stages.reward_model(b, tuned, rows, recipe.reward_model, recipe.rank.validation_share),
@@ -96,65 +61,17 @@ class Run:
         with self.stage("report"):
             self.report([base, tuned, aligned])
 
-    def bench(self) -> stages.Bench:
-        """The run's bench, with the run's own diary and pace of checkpoints."""
-        bench = stages.Bench.open(self.workspace, self.name, self.recipe.hardware.detect)
-        return replace(bench, events=self.events, checkpoint_seconds=self.recipe.checkpoint_seconds)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        self.events.append("stage_started", stage=name)
-        give_memory_back()  # what the stage before kept
-        forget_peak()
-        start = time.monotonic()
-        try:
-            yield
-        finally:  # what an interrupted attempt took counts too
-            seconds = round(time.monotonic() - start, 1)
-            self.events.append("stage_cost", stage=name, seconds=seconds, memory=peak_memory())
-        self.events.append("stage_finished", stage=name)
-
-    def made(self, name: str, make: Any) -> Version:
-        """A stage that publishes a version."""
-        with self.stage(name):
-            version: Version = make(self.bench().at(name))
-        return version
-
-    def measured(self, version: Version, base: Results | None, stage: str) -> Results:
-        path = self.folder / "evaluation" / f"{version.name}.json"
-        with self.stage(stage):
-            results = stages.measure(self.bench(), version, "gate", self.recipe.evaluation, base, stage)
-            results.save(path)
-        return results
-
-    def gated(self, candidate: Version, base: Version, base_results: Results, stage: str) -> None:
-        """Let the gate decide once, against the version that was served then; promote what it accepts.
-
-        A served version of another line (another base, or the same one under another name) was asked other
-        questions: a first version of a new line is judged against its own base.
-        """
-        path = self.folder / "evaluation" / f"verdict-{candidate.name}.json"
-        results = self.measured(candidate, base_results, stage)
-        if path.exists():
-            verdict = GateVerdict.model_validate_json(path.read_bytes())
-        else:
-            versions = self.workspace.versions
-            incumbent = versions.serving() or base
-            if versions.root(incumbent).name != base.name:
-                incumbent = base
-            if incumbent.name in (candidate.name, base.name):
-                incumbent_results = base_results
-            else:
-                incumbent_results = self.measured(incumbent, base_results, stage)
-            verdict = decide(results, incumbent_results, self.recipe.gate, measure_detectors())
-            atomic.write_text(path, verdict.model_dump_json(indent=2))
-        self.events.append("verdict", stage=stage, version=candidate.name, accepted=verdict.accepted,
-                           incumbent=verdict.incumbent, sentences=verdict.sentences)  # fmt: skip
-        rates = {name: round(figure.rate, 4) for name, figure in results.figures.items()}
-        exam = {"against": verdict.incumbent, "lines": [line.model_dump() for line in verdict.lines]}
-        self.workspace.versions.settle(
-            candidate.name, verdict.accepted, verdict.sentences[0], gate=rates, exam=exam
-        )
+    def fitted(self, base: Version) -> Recipe:
+        """The recipe as it is run here (``scaling``), found once and kept beside the recipe as it was given."""
+        path, shape = self.folder / "scaled.json", read_config(base.folder)
+        check_shape(self.recipe, shape)
+        if not path.exists():
+            found = scaled(self.recipe, shape, self.bench().hardware)
+            atomic.write_json(path, found.recipe.model_dump(mode="json"))
+            for note in found.notes:
+                self.events.append("report", stage="base", text=note)
+        self.use(kept_recipe(path, self.recipe))
+        return self.recipe
 
     def report(self, versions: list[Version]) -> None:
         """Write the run's ``report.html`` and ``report.md``."""
@@ -182,8 +99,3 @@ class Run:
             f"computing in {hardware.dtype}.",
             f"Recipe `{self.name}`.",
         ]
-
-
-def stop_on_signals() -> None:
-    """SIGTERM ends the process like Ctrl-C; every stage survives either at any point."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,11 +25,14 @@ from nestling.evaluation.answers import folder_identity
 from nestling.evaluation.evaluate import evaluate
 from nestling.evaluation.perplexity import load_passages
 from nestling.evaluation.results import Results
-from nestling.evaluation.suite import EvaluationSplit, build_suite
-from nestling.generation.protocol import Sampling
+from nestling.evaluation.suite import EvaluationSplit, build_suite, own_suite
+from nestling.generation.best_of import BestOf
+from nestling.generation.protocol import Generator, Sampling
 from nestling.generation.side_by_side import SideBySide
 from nestling.model.hf_folder import LoadedModel, load_model, save_model
 from nestling.model.scorer import Scorer, load_scorer, save_scorer
+from nestling.rewards.predictor import Predictor, judge_by
+from nestling.rewards.terms import PeopleScore
 from nestling.training.ppo import PPOConfig, train_ppo
 from nestling.training.reward_model import RewardModelConfig, train_reward_model
 from nestling.training.sft import SFTConfig, train_sft
@@ -79,12 +82,23 @@ class Bench:
     def engine(self, model: LoadedModel) -> SideBySide:
         return SideBySide(model, self.workers, max_batch=CHUNK_BATCH)
 
+    def answering(self, version: Version, model: LoadedModel) -> Generator:
+        """What answers as the version does when it is served: with best-of-n where its card says so."""
+        engine, predictor = self.engine(model), Predictor.load(version.folder)
+        if predictor is None:
+            return engine
+        return BestOf(engine, judge_by(predictor, model.decoder, self.workers), best_of(version))
+
     def load(self, version: Version) -> LoadedModel:
         return load_model(version.folder, self.hardware.torch_dtype, self.hardware.device)
 
     def published(self, stage: str) -> Version | None:
         """The version this run's stage has already published."""
-        made = [v for v in self.workspace.versions.list() if made_by(v) == (self.run, stage)]
+        made = [
+            v
+            for v in self.workspace.versions.list()
+            if made_by(v) == (self.run, stage) and not v.card.removed
+        ]
         if made:
             self._tidy()  # a kill may have come between publishing and this
         return made[-1] if made else None
@@ -130,6 +144,11 @@ def void(_: object) -> None:
     """Drop a value."""
 
 
+def best_of(version: Version) -> int:
+    """How many answers the version gives to choose from."""
+    return int((version.card.model_extra or {}).get("best_of", 1))
+
+
 def made_by(version: Version) -> tuple[Any, Any]:
     extra = version.card.model_extra or {}
     return extra.get("run"), extra.get("stage")
@@ -143,7 +162,7 @@ def import_base(bench: Bench, base: str, assistant: str, report: Report | None =
     local = local_base(base)
     stage = f"base:{folder_identity(local) if local else base}:{assistant}"
     versions = bench.workspace.versions
-    known = [v for v in versions.list() if made_by(v)[1] == stage]
+    known = [v for v in versions.list() if made_by(v)[1] == stage and not v.card.removed]
     if known:
         version = known[0]
     else:
@@ -177,6 +196,8 @@ def sft(bench: Bench, parent: Version, data: DataConfig, config: SFTConfig, seed
         )
         del engine  # and its packed copy of the weights
     material = materials.sft_material(data, seed, parent.card.assistant, model.tokenizer, replayed)
+    for told in material.fates(min(config.row_tokens, model.config.context_length)):
+        bench.events.append("report", stage="sft", text=told)
     report = train_sft(
         model, material.train, material.validation, config, bench.folder, bench.events,
         checkpoint_seconds=bench.checkpoint_seconds, workers=bench.workers,
@@ -264,10 +285,13 @@ def describe_reward_model(measured: dict[str, Any]) -> str:
 
 def ppo(
     bench: Bench, parent: Version, scorer: Version | None, items: Sequence[Item], config: PPOConfig,
-    data: DataConfig | None = None, seed: int = 0, stage: str = "ppo",
+    data: DataConfig | None = None, seed: int = 0, stage: str = "ppo", told: Mapping[str, Any] | None = None,
+    people: PeopleScore | None = None,
 ) -> Version:  # fmt: skip
     """Align ``parent`` by PPO against the reward model and the rules, with demonstrations of ``data`` mixed in where
-    the settings say so (``materials.rehearsal``; ``seed`` chooses them as in fine-tuning)."""
+    the settings say so (``materials.rehearsal``; ``seed`` chooses them as in fine-tuning). ``told`` goes onto the card,
+    ``people`` is a further term of the reward.
+    """
     done = bench.published(stage)
     if done:
         return done
@@ -275,6 +299,7 @@ def ppo(
     dtype, device = bench.hardware.torch_dtype, bench.hardware.device
     judge = None
     if scorer is not None and config.learned_weight > 0:
+        require_same_tokens(parent, scorer)
         judge = load_scorer(scorer.folder, dtype, device).requires_grad_(False)
     items = fitting(bench, stage, model, items, config.max_new_tokens)
     prompts = materials.ppo_prompts(items)
@@ -286,11 +311,28 @@ def ppo(
     train_ppo(
         model, prompts, judge, config, bench.folder, bench.events,
         checkpoint_seconds=bench.checkpoint_seconds, workers=bench.workers, demonstrations=demonstrations,
+        people=people,
     )  # fmt: skip
     card = child_card("ppo", parent, hashes, {})
     if scorer is not None and judge is not None:
         card.parents.append(scorer.name)
+    card = card.model_validate(card.model_dump() | dict(told or {}))
     return bench.publish(stage, lambda folder: save_model(folder, model), card)
+
+
+def require_same_tokens(policy: Version, scorer: Version) -> None:
+    """A reward model reads the policy's token ids: to another vocabulary they are another text.
+
+    Raises:
+        ConfigError: their tokenizers differ.
+    """
+    ours, theirs = ((version.folder / "tokenizer.json").read_bytes() for version in (policy, scorer))
+    if ours != theirs:
+        raise ConfigError(
+            f"{scorer.name} reads other tokens than {policy.name} writes.",
+            where="--reward-model",
+            remedy="Take a reward model that was trained from a version of the same base.",
+        )
 
 
 def child_card(kind: str, parent: Version, data: dict[str, str], metrics: dict[str, Any]) -> Card:
@@ -309,20 +351,28 @@ def measure(
     base: Results | None,
     stage: str,
     progress: Tick | None = None,
+    questions: Path | None = None,
 ) -> Results:
-    """Evaluate a version on a split; answers are cached in the workspace by everything that decides them."""
-    suite = build_suite(split, config.seed, sizes=config.sizes, assistant=version.card.assistant)
+    """Evaluate a version on a split, or on a file of ``questions`` instead.
+
+    Answers are cached in the workspace by everything that decides them.
+    """
+    assistant = version.card.assistant
+    if questions is not None:
+        suite = own_suite(questions, assistant)
+    else:
+        suite = build_suite(split, config.seed, sizes=config.sizes, assistant=assistant)
     model = bench.load(version)
     identity = f"{folder_identity(version.folder)}/{bench.hardware.arithmetic}"
     return evaluate(
-        bench.engine(model),
+        bench.answering(version, model),
         suite,
         name=version.name,
         identity=identity,
         cache=bench.workspace.cache / "answers",
         base=base,
         model=model,
-        prose=load_passages(split),
+        prose=load_passages(split) if questions is None else [],
         sampling=Sampling(temperature=0, max_tokens=config.max_new_tokens),
         progress=progress or bench.ticker(stage),
     )

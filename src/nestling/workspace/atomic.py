@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ os.umask(_UMASK)
 
 _PROBLEMS = {
     errno.ENOSPC: ("the disk is full.", "Free some space and run the same command again."),
+    errno.EFBIG: ("files may not grow so large.", "Raise the limit (ulimit -f), or choose another disk."),
     errno.EDQUOT: ("the disk quota is used up.", "Free some space and run the same command again."),
     errno.EROFS: ("the file system is read-only.", "Choose a folder on a writable disk."),
     errno.EACCES: ("permission was denied.", "Choose a folder you may write to, or change its owner."),
@@ -39,11 +41,22 @@ def readable_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's write errors (disk full, read-only, denied) into a WorkspaceError."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _PROBLEMS:
+    except Exception as error:  # only what says which error of the system it was goes further
+        number = _system_error(error)
+        if number not in _PROBLEMS:
             raise
-        what, remedy = _PROBLEMS[error.errno]
+        what, remedy = _PROBLEMS[number]
         raise WorkspaceError(f"cannot write: {what}", where=str(path), remedy=remedy) from error
+
+
+def _system_error(error: Exception) -> int:
+    """The operating system's number; safetensors, written in Rust, has it in its words alone. 0 where there is none."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    told = (
+        re.search(r"\(os error (\d+)\)$", str(error)) if type(error).__name__ == "SafetensorError" else None
+    )
+    return int(told[1]) if told else 0
 
 
 def sync_folder(folder: Path) -> None:
@@ -52,7 +65,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[Path]:
+def new_file(path: Path, mode: int = 0o666 & ~_UMASK) -> Iterator[Path]:
     """Give an empty temporary file that replaces ``path`` when the block ends without an error.
 
     A reader sees the old content or the new one, also after ``kill -9`` or a power cut. Missing parents are made.
@@ -69,7 +82,7 @@ def new_file(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             _sync(temporary)
-            os.chmod(temporary, 0o666 & ~_UMASK)
+            os.chmod(temporary, mode)
             os.replace(temporary, path)
         except BaseException:  # Ctrl-C too: nothing half-written stays
             temporary.unlink(missing_ok=True)
@@ -81,6 +94,12 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Replace the file ``path`` by ``data``. See ``new_file``."""
     with new_file(path) as temporary:
         temporary.write_bytes(data)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace the file ``path`` by ``text`` in UTF-8, for its owner alone to read. See ``new_file``."""
+    with new_file(path, 0o600) as temporary:
+        temporary.write_text(text, "utf-8")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -48,6 +48,7 @@ def _places(workspace: Workspace) -> Iterator[tuple[Kind, Path]]:
         yield from (("run", path) for path in sorted(workspace.runs.iterdir()))
     yield "answers", workspace.cache / "answers"
     yield "bases", workspace.cache / "bases"
+    yield "bases", workspace.cache / "hub"
     yield "bench", workspace.cache / "bench"
     for path in sorted(workspace.root.glob(f"{workspace.database_path.name}*")):
         yield "judgments", path

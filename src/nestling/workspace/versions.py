@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +20,8 @@ from nestling.workspace.locks import Lock
 State = Literal["candidate", "accepted", "rejected"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
-# "nestling" and "current" mean "the version being served" wherever a version can be named.
-RESERVED_NAMES = ("nestling", "current")
+# "nestling" means "the version being served" wherever a version can be named.
+RESERVED_NAMES = ("nestling",)
 
 
 def now() -> str:
@@ -67,6 +68,11 @@ class Version:
     folder: Path
     card: Card
 
+    @property
+    def card_hash(self) -> str:
+        """SHA-256 of the card as it was read."""
+        return sha256(self.card.model_dump_json().encode()).hexdigest()
+
 
 class Turn(BaseModel):
     """One version's time of being served; ``over`` when a roll-back left or used it, so that the next passes it by."""
@@ -101,7 +107,7 @@ def check_name(name: str) -> str:
         raise WorkspaceError(
             f"{name!r} cannot be used as a name.",
             remedy="Use up to 64 of a-z 0-9 . _ - starting with a letter or digit, such as 'v2-sft'"
-            f" ({' and '.join(RESERVED_NAMES)} are taken).",
+            f" ({' and '.join(RESERVED_NAMES)} is taken).",
         )
     return name
 

@@ -1,0 +1,384 @@
+"""From people's judgments to the next version, which is served if and only if it is better."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import Field, NonNegativeInt
+
+from nestling.config import Config, parse
+from nestling.data.curriculum import Item
+from nestling.errors import DataError, WorkspaceError
+from nestling.evaluation.compare import PairedGain
+from nestling.evaluation.people import ComparedPair, agreement, compared_pairs, judged_gain, preferences
+from nestling.feedback.export import Row
+from nestling.feedback.snapshot import Snapshot, SnapshotRules
+from nestling.model.hf_folder import LoadedModel, read_config, save_model
+from nestling.rewards.predictor import LEAST, Predictor, answer_features, fit_predictor
+from nestling.rewards.terms import PeopleScore
+from nestling.text.tokenizer import Tokenizer
+from nestling.training.ppo import PPOConfig
+from nestling.training.preference import (
+    DPOConfig,
+    KTOConfig,
+    LabelledIds,
+    PairIds,
+    train_preference,
+    with_foreign_answers,
+)
+from nestling.training.reward_model import RewardModelConfig
+from nestling.workflow import materials, stages
+from nestling.workflow.gate import GateRule, Judged, refuse_unknown
+from nestling.workflow.raising import Raising
+from nestling.workflow.recipe import (
+    DataConfig,
+    EvaluationConfig,
+    HardwareConfig,
+    RankConfig,
+    apply_setting,
+    check_behaviours,
+)
+from nestling.workflow.stages import Bench
+from nestling.workspace import Version, Workspace, atomic
+
+Method = Literal["dpo", "kto", "ppo", "best-of-n"]
+HELD_OUT, TRUSTED = "people's held-out judgments", "earlier judgments"
+TEMPLATE_SHARE = 0.15
+"""Of the prompts, kept to choose the best weights by; not people, who are kept to measure by."""
+
+
+class LearnRecipe(Config):
+    """All settings of learning from people. See ``learn.yaml`` for the usual ones with comments."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$", description="Names the run's folder.")
+    about: str = Field("", description="One line for people.")
+    method: Method = Field(
+        "dpo",
+        description="dpo and kto train on judgments directly, ppo by a reward model that learns them; best-of-n trains "
+        "nothing and chooses among several answers by people's scores.",
+    )
+    best_of: int = Field(4, ge=2, le=16, description="Answers that best-of-n chooses from.")
+    least_new: int = Field(20, ge=1, description="New judgments without which nothing is begun.")
+    seed: int = Field(0, ge=0, description="Order of the data and every random draw.")
+    hardware: HardwareConfig = Field(HardwareConfig(), description="What to compute with.")
+    checkpoint_seconds: float = Field(60.0, ge=0, description="Time between checkpoints of training.")
+    snapshot: SnapshotRules = Field(SnapshotRules(), description="Which judgments count.")
+    dpo: DPOConfig = Field(DPOConfig(), description="Direct preference optimisation.")
+    kto: KTOConfig = Field(KTOConfig(), description="Kahneman-Tversky optimisation.")
+    rank: RankConfig = Field(
+        RankConfig(), description="Rankings by the checks, mixed in for the reward model."
+    )
+    reward_model: RewardModelConfig = Field(RewardModelConfig(), description="Reward model.")
+    ppo: PPOConfig = Field(PPOConfig(), description="PPO.")
+    ppo_prompts: dict[str, NonNegativeInt] = Field(
+        default_factory=dict, description="Training prompts that PPO answers beside people's, by behaviour."
+    )
+    rehearsal: dict[str, NonNegativeInt] = Field(
+        default_factory=dict,
+        description="Demonstrations of the starter curriculum in PPO's updates, by behaviour.",
+    )
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="What the gate asks.")
+    gate: GateRule = Field(
+        GateRule(), description="What a version may lose; it must gain on people's judgments."
+    )
+
+
+def load_learn_recipe(path: Path | None, settings: Sequence[str] = ()) -> LearnRecipe:
+    """The usual settings, or those of a YAML file, with ``section.key=value`` on top.
+
+    Raises:
+        ConfigError: an unknown key or behaviour, an impossible value; by place and name.
+    """
+    text = (
+        path.read_text("utf-8") if path else (resources.files(__package__) / "learn.yaml").read_text("utf-8")
+    )
+    values: dict[str, Any] = yaml.safe_load(text)
+    for setting in settings:
+        apply_setting(values, setting)
+    recipe = parse(LearnRecipe, values, str(path or "learn"))
+    check_behaviours(recipe.rank.prompts, "learn: rank.prompts", rewarded=True)
+    check_behaviours(recipe.ppo_prompts, "learn: ppo_prompts", rewarded=True)
+    check_behaviours(recipe.rehearsal, "learn: rehearsal", rewarded=True)
+    refuse_unknown(recipe.gate)
+    return recipe
+
+
+class Learn(Raising):
+    """One snapshot, one method, one version to begin from: one new version, and the gate's verdict on it."""
+
+    stage_names = ("train", "gate-base", "gate-learned")
+
+    def __init__(
+        self, workspace: Workspace, recipe: LearnRecipe, snapshot: Snapshot, parent: Version
+    ) -> None:
+        said = recipe.model_dump(mode="json", exclude_defaults=True)
+        name = f"learn-{snapshot.folder.name[:8]}-{materials.digest([said, parent.name])[:8]}"
+        super().__init__(workspace, name)
+        self.recipe, self.snapshot, self.parent = recipe, snapshot, parent
+        self.title = f"{recipe.name} ({recipe.method})"
+        self.evaluation, self.gate = recipe.evaluation, recipe.gate
+        self.hardware, self.checkpoint_seconds = recipe.hardware, recipe.checkpoint_seconds
+
+    @classmethod
+    def unfinished(cls, workspace: Workspace) -> Learn | None:
+        """The newest that was begun and has not come to its end."""
+        for path in sorted(workspace.runs.glob("learn-*/learn.json"), key=lambda path: -path.stat().st_mtime):
+            begun = cls.reopened(workspace, path)
+            if not begun.finished:
+                return begun
+        return None
+
+    @classmethod
+    def reopened(cls, workspace: Workspace, path: Path) -> Learn:
+        """The one whose ``learn.json`` this is.
+
+        Raises:
+            WorkspaceError: the file, or what it names, is not there or damaged.
+        """
+        try:
+            kept = json.loads(path.read_text("utf-8"))
+            recipe = parse(LearnRecipe, kept["recipe"], str(path))
+            snapshot = Snapshot(workspace.root / "snapshots" / kept["snapshot"])
+            return cls(workspace, recipe, snapshot, workspace.versions.with_weights(kept["parent"]))
+        except (OSError, ValueError, KeyError) as error:
+            remedy = "Move the run's folder away to begin anew."
+            raise WorkspaceError(f"this cannot be read: {error}.", where=str(path), remedy=remedy) from error
+
+    def steps(self) -> None:
+        kept = {"snapshot": self.snapshot.folder.name, "parent": self.parent.name,
+                "recipe": self.recipe.model_dump(mode="json")}  # fmt: skip
+        atomic.write_json(self.folder / "learn.json", kept)
+        learned = self.made("train", self.train)
+        base = self.workspace.versions.root(self.parent)
+        base_results = self.measured(base, None, "gate-base")
+        self.gated(learned, base, base_results, "gate-learned", self.judged)
+
+    # Training -----------------------------------------------------------------------------------------------------
+
+    def train(self, bench: Bench) -> Version:
+        """The new version, by the recipe's method."""
+        by = {"ppo": self.by_ppo, "best-of-n": self.by_choice}
+        return by.get(self.recipe.method, self.by_preference)(bench)
+
+    def by_choice(self, bench: Bench) -> Version:
+        """The parent's weights, and beside them what people's scores promise."""
+        if done := bench.published("learn"):
+            return done
+        predictor = self.predictor(bench, bench.load(self.parent))
+        if predictor is None:
+            raise DataError(
+                f"snapshot {self.snapshot.folder.name} has fewer than {LEAST} scores.",
+                where=str(self.snapshot.folder), remedy="Collect thumbs or scores, or learn by dpo from comparisons.",
+            )  # fmt: skip
+        card = stages.child_card("best-of-n", self.parent, self.snapshot.manifest.hashes, {})
+        told = card.model_validate(card.model_dump() | self.lineage() | {"best_of": self.recipe.best_of})
+
+        def build(folder: Path) -> None:
+            for path in self.parent.folder.iterdir():
+                if path.name != "card.json":
+                    shutil.copy2(path, folder / path.name)
+            predictor.save(folder)
+
+        return bench.publish("learn", build, told)
+
+    def predictor(self, bench: Bench, model: LoadedModel) -> Predictor | None:
+        """What people's scores promise, fitted on the model's states; None where there are too few."""
+        encode = lambda row: materials.answer_ids(model.tokenizer, row, row["completion"][0]["content"])
+        longest = model.config.context_length
+        rows = [(row, *encode(row)) for row in self.snapshot.rows("train", "scores")]
+        rows = [
+            (row, prompt, answer)
+            for row, prompt, answer in rows
+            if answer and len(prompt) + len(answer) <= longest
+        ]
+        scores = torch.tensor([float(row["score"]) for row, _, _ in rows])
+        if len(rows) < LEAST or float(scores.std()) == 0:
+            return None
+        features = answer_features(
+            model.decoder, [(prompt, [answer]) for _, prompt, answer in rows], workers=bench.workers
+        )
+        weights = torch.tensor([float(row["weight"]) for row, _, _ in rows])
+        return fit_predictor(features, scores, weights, self.recipe.seed)
+
+    def by_preference(self, bench: Bench) -> Version:
+        """DPO from rankings, KTO from labels."""
+        if done := bench.published("learn"):
+            return done
+        config: DPOConfig | KTOConfig = self.recipe.dpo if self.recipe.method == "dpo" else self.recipe.kto
+        model = bench.load(self.parent)
+        items = self.pairs(model) if isinstance(config, DPOConfig) else self.labels(model)
+        if not items:
+            raise DataError(
+                f"no judgment of snapshot {self.snapshot.folder.name} says which answer is better.",
+                where=str(self.snapshot.folder),
+                remedy="Ties alone teach nothing: collect judgments that prefer one answer.",
+            )
+        train, held = materials.split_off(items, TEMPLATE_SHARE, key=lambda item: json.dumps(item.prompt))
+        if not held:  # few prompts: the newest is what the best weights are chosen by
+            train, held = train[:-1], train[-1:]
+        report = train_preference(
+            model, train, held, config, bench.folder, bench.events,
+            checkpoint_seconds=bench.checkpoint_seconds, workers=bench.workers,
+        )  # fmt: skip
+        bench.events.append("report", stage="train", text=report.remark, **asdict(report))
+        card = stages.child_card(
+            self.recipe.method,
+            self.parent,
+            self.snapshot.manifest.hashes,
+            {self.recipe.method: asdict(report)},
+        )
+        told = card.model_validate(card.model_dump() | self.lineage())
+        return bench.publish("learn", lambda folder: save_model(folder, model), told)
+
+    def by_ppo(self, bench: Bench) -> Version:
+        """A reward model from people's rankings and the checks', then PPO against it."""
+        if done := bench.published("learn"):
+            return done
+        recipe = self.recipe
+        items = self.curriculum(recipe.rank.prompts)
+        ranked = stages.rank(bench.at("rank"), self.parent, items, recipe.rank)
+        rows = [as_ranking(row) for row in self.snapshot.rows("train", "rankings")] + ranked
+        scorer = stages.reward_model(
+            bench.at("reward_model"), self.parent, rows, recipe.reward_model, TEMPLATE_SHARE
+        )
+        asked = self.curriculum(recipe.ppo_prompts)
+        data = DataConfig(demonstrations=recipe.rehearsal, replay=0)
+        people = None
+        if recipe.ppo.people_weight > 0:
+            frozen = bench.load(self.parent)
+            if predictor := self.predictor(bench, frozen):
+                decoder = frozen.decoder.requires_grad_(False)
+                people = PeopleScore(decoder, predictor, recipe.ppo.people_cap, workers=bench.workers)
+        return stages.ppo(
+            bench.at("ppo"), self.parent, scorer, [*asked, *self.prompts()], recipe.ppo, data, recipe.seed, "learn",
+            self.lineage(), people,
+        )  # fmt: skip
+
+    def curriculum(self, counts: dict[str, int]) -> list[Item]:
+        """Training prompts of the starter curriculum."""
+        return materials.training_items(counts, self.recipe.seed, self.parent.card.assistant)
+
+    def pairs(self, model: LoadedModel) -> list[PairIds]:
+        """The training rankings pair by pair."""
+        found = []
+        for row in self.snapshot.rows("train", "rankings"):
+            for pair in compared_pairs([row], model.tokenizer, model.config.context_length):
+                found.append(PairIds(pair.prompt, pair.better, pair.worse, row["weight"]))
+        return found
+
+    def labels(self, model: LoadedModel) -> list[LabelledIds]:
+        """Scored answers as good or bad; of a ranking the best is good and the worst bad."""
+        given: list[tuple[list[int], list[int], bool, float]] = []
+        encode = lambda row, answer: materials.answer_ids(model.tokenizer, row, answer)
+        for row in self.snapshot.rows("train", "scores"):
+            if row["score"] != 0.5:
+                prompt, answer = encode(row, row["completion"][0]["content"])
+                given.append((prompt, answer, row["score"] > 0.5, row["weight"]))
+        for pair in self.pairs(model):
+            given += [
+                (pair.prompt, pair.chosen, True, pair.weight),
+                (pair.prompt, pair.rejected, False, pair.weight),
+            ]
+        return with_foreign_answers(given, self.recipe.seed) if given else []
+
+    def prompts(self) -> Iterator[Item]:
+        """What people asked, for PPO; no check says what is right."""
+        seen: set[str] = set()
+        for kind in ("rankings", "scores"):
+            for row in self.snapshot.rows("train", kind):
+                key = json.dumps(row["prompt"], sort_keys=True)
+                if key not in seen:
+                    seen.add(key)
+                    yield Item(
+                        id=f"people:{len(seen)}", behaviour="people", split="train", template=str(len(seen)),
+                        messages=tuple(row["prompt"]), check={},
+                    )  # fmt: skip
+
+    def lineage(self) -> dict[str, Any]:
+        """What the card of the new version says of where it comes from."""
+        manifest = self.snapshot.manifest
+        return {
+            "snapshot": manifest.name,
+            "judgments": {part: len(numbers) for part, numbers in manifest.judgments.items()},
+            "people": manifest.people,
+        }
+
+    # Evidence -----------------------------------------------------------------------------------------------------
+
+    def judged(self, candidate: Version, incumbent: Version) -> Judged:
+        """What the candidate gains in agreement with people: on those held out of this snapshot, and on what was
+        trusted before it came, which must not be lost: a poisoned batch cannot vouch for itself."""
+        bench = self.bench()
+        reference = self.workspace.versions.root(self.parent)
+        tokenizer, longest = Tokenizer.load(reference.folder), read_config(reference.folder).context_length
+        rows = self.snapshot.rows("held_out", "rankings"), self.trusted_rows()
+        held, trusted = (compared_pairs(some, tokenizer, longest) for some in rows)
+        everything = [*held, *trusted]
+        before = preferences(bench.load(reference), everything, bench.workers)
+        agreed = {
+            version.name: self.agreement_of(bench, version, everything, before)
+            for version in {v.name: v for v in (candidate, incumbent)}.values()
+        }
+        new, old = agreed[candidate.name], agreed[incumbent.name]
+        split = len(held)
+        for part, some in (("held out", slice(split)), ("earlier", slice(split, None))):
+            if pairs := everything[some]:
+                rates = [sum(values[some]) / len(pairs) for values in (new, old)]
+                self.events.append(
+                    "report", stage="gate-learned",
+                    text=f"Of {len(pairs)} pairs {part} {candidate.name} agrees with people on {rates[0]:.1%}, "
+                    f"{incumbent.name} on {rates[1]:.1%}.",
+                )  # fmt: skip
+        gain = self._gain(new[:split], old[:split], held)
+        kept = self._gain(new[split:], old[split:], trusted)
+        return Judged(HELD_OUT, gain, {TRUSTED: kept} if kept else {})
+
+    @staticmethod
+    def agreement_of(
+        bench: Bench, version: Version, pairs: Sequence[ComparedPair], before: Sequence[float]
+    ) -> list[float]:
+        """How far a version agrees with people on each pair: by its likelihoods, which were ``before`` for the base; by
+        its predictions where it chooses among several answers."""
+        model, predictor = bench.load(version), Predictor.load(version.folder)
+        if predictor is None:
+            return agreement(preferences(model, pairs, bench.workers), before)
+        groups = [(pair.prompt, [pair.better, pair.worse]) for pair in pairs]
+        merits = predictor.merit(answer_features(model.decoder, groups, workers=bench.workers)).view(-1, 2)
+        return agreement((merits[:, 0] - merits[:, 1]).tolist(), [0.0] * len(pairs))
+
+    @staticmethod
+    def _gain(new: Sequence[float], old: Sequence[float], pairs: Sequence[ComparedPair]) -> PairedGain | None:
+        return judged_gain(new, old, pairs) if pairs else None
+
+    def trusted_rows(self) -> list[Row]:
+        """Gold, and what earlier promotions were measured by."""
+        rows = self.snapshot.gold()
+        for version in self.workspace.versions.list():
+            extra = version.card.model_extra or {}
+            name = extra.get("snapshot")
+            if name and version.card.state == "accepted" and name != self.snapshot.folder.name:
+                rows += Snapshot(self.workspace.root / "snapshots" / name).rows("held_out", "rankings")
+        once = {row.get("judgment", -1 - at): row for at, row in enumerate(rows)}
+        return list(once.values())
+
+
+def as_ranking(row: Row) -> dict[str, Any]:
+    """A person's ranking in the shape of the checks' own."""
+    return {
+        "prompt": row["prompt"],
+        "completions": [answer[0]["content"] for answer in row["completions"]],
+        "ranks": row["ranks"],
+        "finished": row["finished"],
+        "sources": ["people"] * len(row["ranks"]),
+        "category": "people",
+        "template": "",
+        "weight": row["weight"],
+    }

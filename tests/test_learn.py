@@ -1,0 +1,230 @@
+"""From judgments to a version: the snapshot, the training, the gate, resumption and replay, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import CliRunner
+
+from feedback_support import person, prompt
+from nestling.bench.chat import serving as served
+from nestling.cli import cli
+from nestling.data import curriculum
+from nestling.errors import DataError, WorkspaceError
+from nestling.feedback import Recorder
+from nestling.feedback.snapshot import SnapshotRules, take
+from nestling.generation.protocol import Completion, Sampling
+from nestling.model.hf_folder import save_model
+from nestling.storage import open_database
+from nestling.workflow.learn import TRUSTED, Learn, LearnRecipe, load_learn_recipe
+from nestling.workflow.lineage import lineage, tried_judgments
+from nestling.workspace import Card, Workspace
+from tiny import tiny_model
+
+WORDS = ["sun", "moon", "star", "tree", "river", "stone", "cloud", "bird", "fish", "leaf"]
+BEHAVIOURS = curriculum.load().behaviours
+QUICK = [
+    "hardware.dtype=float32", "hardware.threads=1", "evaluation.max_new_tokens=4", "gate.margin=0.9",
+    "gate.margins={retention: 0.9, perplexity: 9}", "dpo.learning_rate=0.001", "kto.learning_rate=0.001",
+    "dpo.max_tokens=20000", "kto.max_tokens=20000", "rank.prompts={refusal: 4, format: 4}", "rank.max_new_tokens=4",
+    "reward_model.max_tokens=4000", "ppo.iterations=2", "ppo.prompts=4", "ppo.samples=2", "ppo.frozen_blocks=0",
+    "ppo.max_new_tokens=4", "ppo.demonstration_coef=0", "ppo_prompts={refusal: 4}", "rehearsal={}",
+    "evaluation.sizes=" + json.dumps(dict.fromkeys(BEHAVIOURS, 1)),
+]  # fmt: skip
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    workspace = Workspace(tmp_path / "nest")
+    model = tiny_model(context_length=1024)
+    workspace.versions.publish(lambda folder: save_model(folder, model), Card(kind="base", state="accepted"))
+    workspace.versions.promote("v1-base", "something to learn from")
+    return workspace
+
+
+def people_like(
+    workspace: Workspace, better: str, worse: str, people: int = 12, each: int = 4, gold: bool = False
+) -> None:
+    """So many people prefer answers with one word to answers with another."""
+    from nestling.feedback.desk import Desk
+
+    database = open_database(workspace.database_path)
+    recorder = Recorder(database)
+    for who in range(people):
+        for turn in range(each):
+            text = f"question {who} {turn} about {WORDS[(who + turn) % 10]}"
+            ids = [
+                recorder.record_generation(
+                    "v1-base", prompt(text), Sampling(), Completion(said, "stop", 3, 2)
+                )
+                for said in (f"{better} {WORDS[turn]}", f"{worse} {WORDS[who % 7]}")
+            ]
+            if gold:
+                Desk(database).add(f"gold {who} {turn}", [dict(m) for m in prompt(text)], ids, gold=[1, 2])
+            else:
+                recorder.record_comparison(*ids, "a", client=person(f"{better}{who}"), blinded=True)
+    database.close()
+
+
+def learning(workspace: Workspace, method: str, *settings: str) -> Learn:
+    recipe = load_learn_recipe(None, [*QUICK, f"method={method}", "snapshot.most_a_minute=1000", *settings])
+    database = open_database(workspace.database_path)
+    snapshot = take(database, workspace.root / "snapshots", recipe.snapshot, "2026-01-01")
+    database.close()
+    serving = workspace.versions.serving()
+    assert serving is not None
+    return Learn(workspace, recipe, snapshot, serving)
+
+
+def verdict_of(learned: Learn) -> dict[str, Any]:
+    return [event for event in learned.events.read()[0] if event["kind"] == "verdict"][-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_what_people_prefer_is_learnt_and_served(method: str, workspace: Workspace) -> None:
+    people_like(workspace, "good", "bad", people=40, each=2)
+    learned = learning(workspace, method)
+    learned.execute()
+    version = workspace.versions.get(f"v2-{method}")
+    assert workspace.versions.serving() == version and version.card.state == "accepted"
+    assert "people's held-out judgments" in version.card.verdict
+    extra = version.card.model_extra or {}
+    assert extra["snapshot"] == learned.snapshot.folder.name and extra["people"]["held_out"] > 0
+    assert [o.version.name for o in lineage(workspace, version)] == [version.name, "v1-base"]
+    assert lineage(workspace, version)[0].replayable
+    learned.execute()  # nothing is left to do
+    assert workspace.versions.names() == ["v1-base", version.name]
+    assert tried_judgments(workspace) == learned.snapshot.manifest.new
+
+
+@pytest.mark.slow
+def test_a_reward_model_and_ppo_learn_it_too(workspace: Workspace) -> None:
+    people_like(workspace, "good", "bad", people=6)
+    learned = learning(workspace, "ppo")
+    learned.execute()
+    kinds = [version.card.kind for version in workspace.versions.list()]
+    assert kinds == ["base", "reward_model", "ppo"]
+    card = workspace.versions.list()[-1].card
+    assert (card.model_extra or {})["snapshot"] and card.parents == ["v1-base", "v2-reward-model"]
+    assert verdict_of(learned)["sentences"]
+
+
+@pytest.mark.slow
+def test_scores_choose_among_several_answers_at_once(workspace: Workspace) -> None:
+    """Nothing is trained: the version answers several times and gives what scores promise to be liked."""
+    database = open_database(workspace.database_path)
+    recorder = Recorder(database)
+    for who in range(40):
+        for text, value in (("good sun", "5"), ("bad moon", "1")):
+            done = Completion(f"{text} {WORDS[who % 10]}", "stop", 3, 2)
+            answer = recorder.record_generation("v1-base", prompt(f"question {who}"), Sampling(), done)
+            recorder.record_score(answer, value, client=person(f"p{who}"))  # type: ignore[arg-type]
+    database.close()
+    people_like(workspace, "good", "bad", people=40, each=1)  # comparisons to be measured by
+    learned = learning(workspace, "best-of-n", "best_of=3")
+    learned.execute()
+    version = workspace.versions.get("v2-best-of-n")
+    assert version.card.state == "accepted", verdict_of(learned)["sentences"]
+    assert (version.card.model_extra or {})["best_of"] == 3
+    base = workspace.versions.get("v1-base")
+    assert (version.folder / "model.safetensors").read_bytes() == (
+        base.folder / "model.safetensors"
+    ).read_bytes()
+    with served(workspace, workspace.root / "server.log") as (url, _):
+        body = {"model": "nestling", "messages": prompt("question 3"), "seed": 4, "max_tokens": 8}
+        reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).raise_for_status().json()
+        streamed = httpx.post(f"{url}/v1/chat/completions", json=body | {"stream": True}, timeout=60).text
+    text = reply["choices"][0]["message"]["content"]
+    pieces = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+    assert "".join(p["choices"][0]["delta"].get("content", "") for p in pieces if p["choices"]) == text
+
+
+@pytest.mark.slow
+def test_killed_in_training_it_goes_on_to_the_same_weights_and_can_be_replayed(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people_like(workspace, "good", "bad")
+    learned = learning(workspace, "dpo", "checkpoint_seconds=0")
+    calls = 0
+
+    def dies(self: Any, step: int) -> dict[str, float]:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return original(self, step)
+
+    from nestling.training.planned import PlannedStage
+
+    original = PlannedStage.step
+    monkeypatch.setattr(PlannedStage, "step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        learned.execute()
+    monkeypatch.setattr(PlannedStage, "step", original)
+    begun = Learn.unfinished(workspace)
+    assert begun is not None and begun.folder == learned.folder
+    begun.execute()
+    assert Learn.unfinished(workspace) is None
+    said = run(workspace, "learn", "--replay", "v2-dpo")
+    assert "has the same weights" in said and not (workspace.root / "replays" / "v2-dpo").exists()
+    first = learned.snapshot.manifest.judgments["train/rankings"][0]
+    from nestling.feedback.snapshot import erase
+
+    erase(workspace.root / "snapshots", [first])
+    with pytest.raises(WorkspaceError, match="can no longer be replayed"):
+        run(workspace, "learn", "--replay", "v2-dpo")
+
+
+@pytest.mark.slow
+def test_a_poisoned_batch_cannot_vouch_for_itself(workspace: Workspace) -> None:
+    people_like(workspace, "good", "bad", people=10, gold=True)
+    people_like(workspace, "bad", "good")  # a crowd that says the opposite of what is known
+    learned = learning(workspace, "dpo", "gate.margin=0.05")
+    learned.execute()
+    told = verdict_of(learned)
+    assert not told["accepted"] and any(TRUSTED in sentence for sentence in told["sentences"])
+    serving = workspace.versions.serving()
+    assert serving is not None and serving.name == "v1-base"
+
+
+def run(workspace: Workspace, *words: str) -> str:
+    result = CliRunner(env={"NESTLING_HOME": str(workspace.root), "COLUMNS": "200"}).invoke(
+        cli, words, catch_exceptions=False
+    )
+    return result.output
+
+
+@pytest.mark.slow
+def test_too_little_that_is_new_is_said(workspace: Workspace) -> None:
+    people_like(workspace, "good", "bad", people=2, each=3)
+    assert "6 new judgments; learning begins at 20" in run(workspace, "learn")
+    assert "Snapshot" in run(workspace, "learn", "--dry-run") and workspace.versions.names() == ["v1-base"]
+
+
+def test_ties_alone_teach_nothing(workspace: Workspace) -> None:
+    database = open_database(workspace.database_path)
+    recorder = Recorder(database)
+    for number in range(12):
+        ids = [
+            recorder.record_generation(
+                "v1-base", prompt(f"q {number}"), Sampling(), Completion(text, "stop", 1, 1)
+            )
+            for text in ("A", "B")
+        ]
+        recorder.record_comparison(*ids, "tie", client=person("mira"))
+    database.close()
+    with pytest.raises(DataError, match="Ties alone teach nothing"):
+        learning(workspace, "dpo").execute()
+
+
+def test_settings_that_cannot_be_are_refused_by_name() -> None:
+    with pytest.raises(Exception, match="held-out"):
+        load_learn_recipe(None, ["rank.prompts={list_count: 3}"])
+    with pytest.raises(Exception, match="method"):
+        load_learn_recipe(None, ["method=magic"])
+    assert isinstance(load_learn_recipe(None), LearnRecipe) and SnapshotRules().most_per_person == 200
