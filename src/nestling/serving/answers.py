@@ -13,15 +13,18 @@ from pathlib import Path
 from nestling.compute.courtesy import sign_up
 from nestling.errors import NestlingError
 from nestling.feedback import Recorder, new_generation_id
+from nestling.feedback.people import Person
+from nestling.generation.best_of import chosen, variants
 from nestling.generation.protocol import Chunk, Completion, Request, Sampling
 from nestling.serving.pool import CURRENT, ModelPool
-from nestling.serving.worker import EngineWorker, Stream
+from nestling.serving.worker import Chooser, EngineWorker, Stream
 from nestling.text.messages import Message
 
 log = logging.getLogger(__name__)
 
 # A person may judge an answer in the moment they stop it; writing it down takes a few milliseconds.
 _WRITTEN_SECONDS = 5.0
+_REMEMBERED = 10_000  # blind answers; after a restart nobody knows any more whether one was
 
 
 @dataclass(frozen=True)
@@ -29,16 +32,28 @@ class Question:
     """What is asked, and by whom.
 
     ``fit_context`` lets ``sampling.max_tokens`` shrink to the room the context leaves. ``record`` False
-    writes nothing down; such an answer cannot be judged.
+    writes nothing down; such an answer cannot be judged. ``blind``: whoever asked is not told what answers.
     """
 
     messages: Sequence[Message]
     sampling: Sampling
     model: str = CURRENT
     fit_context: bool = False
-    client: str | None = None
+    client: Person | None = None
     conversation_id: str | None = None
     record: bool = True
+    blind: bool = False
+
+
+@dataclass(frozen=True)
+class Several:
+    """Streams that are cancelled together."""
+
+    streams: Sequence[Stream]
+
+    def cancel(self) -> None:
+        for stream in self.streams:
+            stream.cancel()
 
 
 class AskerGone(NestlingError):
@@ -59,9 +74,10 @@ class Answer:
         self.created = int(time.time())
         self.question = question
         self.version = ""
+        self.card_hash: str | None = None
         self.done = asyncio.Event()
         self._items: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
-        self._stream: Stream | None = None
+        self._stream: Stream | Several | None = None
         self._task: asyncio.Task[None] | None = None
 
     def cancel(self) -> None:
@@ -120,13 +136,22 @@ class Answers:
     def __init__(self, pool: ModelPool, recorder: Recorder, sign: Path) -> None:
         self.pool, self.recorder, self.sign = pool, recorder, sign
         self.recording_error: str | None = None
+        self._blind: dict[str, None] = {}
         self._open: dict[str, Answer] = {}
         self._sign = AsyncExitStack()
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def were_blind(self, generation_ids: Sequence[str]) -> bool:
+        """Whether nobody has been told which version gave these answers."""
+        return all(generation_id in self._blind for generation_id in generation_ids)
+
     def start(self, question: Question) -> Answer:
         """Begin to answer. Await ``Answer.taken`` first, then iterate."""
         answer = Answer(question)
+        if question.blind:
+            self._blind[answer.id] = None
+            if len(self._blind) > _REMEMBERED:
+                del self._blind[next(iter(self._blind))]
         answer._task = task = asyncio.create_task(self._run(answer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -161,7 +186,9 @@ class Answers:
 
     async def _follow(self, answer: Answer, worker: EngineWorker) -> None:
         question = answer.question
-        answer.version = worker.version.name
+        answer.version, answer.card_hash = worker.version.name, worker.version.card_hash
+        if worker.chooser is not None:
+            return await self._choose(answer, worker, worker.chooser)
         stream = worker.submit(Request(question.messages, question.sampling), question.fit_context)
         answer._stream = stream
         said = ""
@@ -175,6 +202,26 @@ class Answers:
             cut = Completion(said, "cancelled", stream.prompt_tokens, 0)
             await self._record(answer, stream.request.sampling, cut)
             raise
+
+    async def _choose(self, answer: Answer, worker: EngineWorker, chooser: Chooser) -> None:
+        """Answer several times, and give the best at once: nobody knows it before all are there."""
+        question = answer.question
+        streams = [
+            worker.submit(Request(question.messages, sampling), question.fit_context)
+            for sampling in variants(question.sampling, chooser.count)
+        ]
+        answer._stream = Several(streams)
+        completions = []
+        for number, stream in enumerate(streams):
+            async for chunk in stream:
+                if number == 0 and not chunk.text and chunk.completion is None:
+                    answer._items.put_nowait(chunk)  # the engine took it
+                if chunk.completion is not None:
+                    completions.append(chunk.completion)
+        best = await asyncio.to_thread(chosen, completions, chooser.judge)
+        used = streams[completions.index(best)].request.sampling
+        await self._record(answer, used, best)
+        answer._items.put_nowait(Chunk(best.text, best))
 
     async def _record(self, answer: Answer, sampling: Sampling, completion: Completion) -> None:
         said_nothing = completion.finish_reason == "cancelled" and not completion.text
@@ -190,6 +237,7 @@ class Answers:
                 generation_id=answer.id,
                 conversation_id=answer.question.conversation_id,
                 client=answer.question.client,
+                card_hash=answer.card_hash,
             )
             self.recording_error = None
         except (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,12 +12,15 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
 from nestling.feedback import Recorder
-from nestling.serving import errors, nest_api, openai_api
+from nestling.feedback.desk import Desk
+from nestling.feedback.people import Accounts, Identities
+from nestling.serving import errors, nest_api, openai_api, people_api
 from nestling.serving.answers import Answers
 from nestling.serving.pool import LoadEngine, ModelPool
 from nestling.serving.security import Guard
 from nestling.serving.settings import ServerSettings
 from nestling.serving.state import Curves, Progress, ServerState
+from nestling.serving.watch import watch_satisfaction
 from nestling.storage import open_database
 from nestling.workspace import Workspace
 
@@ -54,22 +58,34 @@ def create_app(
             workspace.versions, load_engine, max_loaded=settings.max_loaded, max_queue=settings.max_queue
         )
         answers = Answers(pool, Recorder(opened), workspace.answering_sign)
-        app.state.server = ServerState(workspace, settings, pool, answers, progress, curves)
+        identities, desk = Identities.of(workspace), Desk(opened)
+        state = ServerState(workspace, settings, pool, answers, progress, curves, accounts, identities, desk)
+        app.state.server = state
         pool.start()
+        watching = asyncio.create_task(watch_satisfaction(workspace.versions, opened))
         yield
+        watching.cancel()
         await app.state.server.stop()
         opened.close()
 
-    app = FastAPI(title="Nestling", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    app.add_middleware(Guard, settings=settings)
+    app = FastAPI(
+        title="Nestling", docs_url=None, redoc_url=None, openapi_url="/openapi.json", lifespan=lifespan
+    )
+    accounts = Accounts(workspace)
+    app.add_middleware(Guard, settings=settings, accounts=accounts)
     errors.install(app)
     app.include_router(openai_api.router)
     app.include_router(nest_api.router)
+    app.include_router(people_api.router)
     app.include_router(nest_api.health)
     app.mount("/page", StaticFiles(directory=_PAGE))
 
     @app.get("/")
     async def page() -> FileResponse:
         return FileResponse(_PAGE / "index.html")
+
+    @app.get("/desk")
+    async def desk() -> FileResponse:
+        return FileResponse(_PAGE / "desk.html")
 
     return app

@@ -7,12 +7,13 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from nestling.feedback.recorder import Recorder, Winner
+from nestling.feedback.people import Person
+from nestling.feedback.recorder import Recorder, Score, Winner
 from nestling.serving import sse
 from nestling.serving.answers import Answer
 from nestling.serving.pool import is_offered
@@ -22,10 +23,11 @@ from nestling.serving.schemas import (
     JudgmentRequest,
     RankingRequest,
     RewriteRequest,
+    ScoreRequest,
     ThumbRequest,
     VoteRequest,
 )
-from nestling.serving.state import ServerState, state_of, when_gone
+from nestling.serving.state import ServerState, person_of, state_of, when_gone
 
 router = APIRouter(prefix="/api")
 health = APIRouter()
@@ -91,7 +93,8 @@ async def compare(request: Request, body: CompareRequest) -> Response:
     """
     state = state_of(request)
     models = random.sample(body.models, len(body.models))
-    questions = [body.question(model, state.settings.sampling) for model in models]
+    person = person_of(request, body.user)
+    questions = [body.question(model, state.settings.sampling, person, blind=True) for model in models]
     seed = questions[0].sampling.seed
     answers = [
         state.answers.start(replace(question, sampling=replace(question.sampling, seed=seed ^ number)))
@@ -118,7 +121,9 @@ async def judge(request: Request, body: JudgmentRequest) -> dict[str, Any]:
     state = state_of(request)
     for generation_id in _judged(body):
         await state.answers.written(generation_id)
-    return await asyncio.to_thread(_record, state.answers.recorder, body)
+    person = person_of(request, body.user)
+    blinded = state.answers.were_blind(_judged(body)) or getattr(body, "desk_item", None) is not None
+    return await asyncio.to_thread(_record, state.answers.recorder, body, person, blinded)
 
 
 def _judged(body: Judged) -> list[str]:
@@ -127,18 +132,33 @@ def _judged(body: Judged) -> list[str]:
     return body.answers if isinstance(body, RankingRequest) else [body.generation_id]
 
 
-def _record(recorder: Recorder, body: Judged) -> dict[str, Any]:
-    said: dict[str, Any] = {"reason": body.reason, "client": body.user}
+def _record(recorder: Recorder, body: Judged, person: Person | None, blinded: bool) -> dict[str, Any]:
+    said: dict[str, Any] = {"reason": body.reason, "client": person}
     match body:
         case ThumbRequest():
             return {"id": recorder.record_thumb(body.generation_id, body.value, **said)}
         case RewriteRequest():
             return {"id": recorder.record_rewrite(body.generation_id, body.text, **said)}
+        case ScoreRequest():
+            value = cast(Score, str(body.value))
+            number = recorder.record_score(
+                body.generation_id, value, blinded=blinded, desk_item=body.desk_item, **said
+            )
+            return {"id": number}
         case RankingRequest():
-            number = recorder.record_ranking(body.answers, body.ranks, all_bad=body.all_bad, **said)
+            number = recorder.record_ranking(
+                body.answers,
+                body.ranks,
+                all_bad=body.all_bad,
+                blinded=blinded,
+                desk_item=body.desk_item,
+                **said,
+            )
             return {"id": number, "versions": recorder.versions(body.answers)}
         case VoteRequest():
-            number = recorder.record_comparison(body.left, body.right, _WINNERS[body.winner], **said)
+            number = recorder.record_comparison(
+                body.left, body.right, _WINNERS[body.winner], blinded=blinded, **said
+            )
             left, right = recorder.versions((body.left, body.right))
             return {"id": number, "versions": {"left": left, "right": right}}
 

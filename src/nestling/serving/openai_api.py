@@ -14,7 +14,7 @@ from nestling.serving import sse
 from nestling.serving.answers import Answer
 from nestling.serving.pool import CURRENT, is_offered
 from nestling.serving.schemas import ChatRequest
-from nestling.serving.state import state_of, when_gone
+from nestling.serving.state import person_of, state_of, when_gone
 from nestling.workspace import Version
 
 router = APIRouter(prefix="/v1")
@@ -40,7 +40,9 @@ async def get_model(request: Request, name: str) -> dict[str, Any]:
 async def chat_completions(request: Request, body: ChatRequest) -> Response | dict[str, Any]:
     """Answer a conversation, whole or as a stream. Hanging up stops the computation."""
     state = state_of(request)
-    answer = state.answers.start(body.question(body.model, state.settings.sampling))
+    answer = state.answers.start(
+        body.question(body.model, state.settings.sampling, person_of(request, body.user))
+    )
     async with when_gone(request, answer.cancel):
         await answer.taken()
         if not body.stream:

@@ -12,12 +12,13 @@ from contextlib import asynccontextmanager, suppress
 from nestling.compute.process import give_memory_back
 from nestling.errors import NestlingError, QueueFull
 from nestling.generation.engine import Engine
-from nestling.serving.worker import EngineWorker
+from nestling.serving.worker import Chooser, EngineWorker
 from nestling.workspace import Version, VersionStore
 
 log = logging.getLogger(__name__)
 
-LoadEngine = Callable[[Version], Engine]
+LoadEngine = Callable[[Version], Engine | tuple[Engine, Chooser]]
+"""Makes the engine of a version, with how it chooses where it gives the best of several answers."""
 
 # The name under which the served version is asked for, whichever it is.
 CURRENT = "nestling"
@@ -202,8 +203,10 @@ class ModelPool:
                 if worker is None or worker.failed:
                     await self._unload(version.name)
                     await self._make_room()
-                    engine = await asyncio.to_thread(self._load_engine, version)
-                    worker = self._workers[version.name] = EngineWorker(version, engine, self.max_queue)
+                    loaded = await asyncio.to_thread(self._load_engine, version)
+                    engine, chooser = loaded if isinstance(loaded, tuple) else (loaded, None)
+                    worker = EngineWorker(version, engine, self.max_queue, chooser)
+                    self._workers[version.name] = worker
                     self._retired.discard(version.name)
                 return worker
         finally:

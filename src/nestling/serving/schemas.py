@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Body
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from nestling.feedback.people import Person
 from nestling.feedback.recorder import Thumb
 from nestling.generation.protocol import Sampling
 from nestling.serving.answers import Question
@@ -49,6 +50,8 @@ def _encodable(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_encodable)]
 Name = Annotated[Text, Field(min_length=1, max_length=64)]
+Number = Annotated[int, Field(ge=1, lt=2**31)]
+"""Of a row: what a database has room for."""
 
 
 class _Strict(BaseModel):
@@ -138,8 +141,10 @@ class Prompt(SamplingFields):
     metadata: dict[str, Text] | None = None
     store: bool | None = None
 
-    def question(self, model: str, defaults: Sampling) -> Question:
-        """The question to the version called ``model``.
+    def question(
+        self, model: str, defaults: Sampling, person: Person | None, blind: bool = False
+    ) -> Question:
+        """The question of ``person`` to the version called ``model``.
 
         Clients write turns as they come: what one side says in a row is one turn, and the assistant may greet first.
 
@@ -153,7 +158,8 @@ class Prompt(SamplingFields):
             sampling=self.sampling(defaults),
             model=model,
             fit_context=self.max_completion_tokens is None and self.max_tokens is None,
-            client=self.user,
+            client=person,
+            blind=blind,
             conversation_id=conversation[:64] if conversation else None,
             record=self.store is not False,
         )
@@ -243,6 +249,25 @@ class RankingRequest(_Strict):
     all_bad: bool = False
     reason: Text = Field("", max_length=4000)
     user: Name | None = None
+    desk_item: Number | None = None
+
+
+class ScoreRequest(_Strict):
+    """How good one answer is by itself, from 1 (bad) to 5."""
+
+    kind: Literal["score"]
+    generation_id: Name
+    value: int = Field(ge=1, le=5)
+    reason: Text = Field("", max_length=4000)
+    user: Name | None = None
+    desk_item: Number | None = None
+
+
+class SkipRequest(_Strict):
+    """Why an item of the desk is passed by."""
+
+    reason: Text = Field(min_length=1, max_length=400)
+    user: Name | None = None
 
 
 class RewriteRequest(_Strict):
@@ -255,7 +280,7 @@ class RewriteRequest(_Strict):
     user: Name | None = None
 
 
-Judged = ThumbRequest | VoteRequest | RankingRequest | RewriteRequest
+Judged = ThumbRequest | VoteRequest | RankingRequest | ScoreRequest | RewriteRequest
 JudgmentRequest = Annotated[Judged, Body(discriminator="kind")]
 
 

@@ -16,11 +16,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nestling.feedback.people import Accounts
 from nestling.serving.errors import ApiError
 from nestling.serving.settings import ServerSettings, is_loopback
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-_OPEN_PATHS = ("/", "/healthz")
+_OPEN_PATHS = ("/", "/desk", "/healthz")
 _PAGE = "/page/"
 
 _HEADERS = {
@@ -37,8 +38,8 @@ _HEADERS = {
 class Guard:
     """ASGI middleware: refuses foreign hosts, foreign origins, missing tokens and oversized bodies."""
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
-        self.app, self.settings = app, settings
+    def __init__(self, app: ASGIApp, settings: ServerSettings, accounts: Accounts) -> None:
+        self.app, self.settings, self.accounts = app, settings, accounts
         self._hosts = {name.lower() for name in (*_LOOPBACK_NAMES, settings.host, *settings.allowed_hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,9 +103,11 @@ class Guard:
         expected = self.settings.token_hash
         if expected is None:
             return True
-        scheme, _, token = authorization.partition(" ")
-        given = hashlib.sha256(token.strip().encode()).hexdigest()
-        return hmac.compare_digest(given, expected) and scheme.lower() == "bearer"
+        token = bearer(authorization)
+        given = hashlib.sha256(token.encode()).hexdigest()
+        return bool(token) and (
+            hmac.compare_digest(given, expected) or self.accounts.person(token) is not None
+        )
 
     def _limited(self, receive: Receive) -> Receive:
         received = 0
@@ -123,6 +126,12 @@ class Guard:
         return ApiError(
             413, f"The body is longer than {self.settings.max_body_bytes} bytes.", code="too_large"
         )
+
+
+def bearer(authorization: str) -> str:
+    """The token of an Authorization header, "" without one."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def _same_address(name: str, address: str) -> bool:

@@ -10,8 +10,11 @@ from typing import Any, cast
 
 from fastapi import Request
 
+from nestling.feedback.desk import Desk
+from nestling.feedback.people import Accounts, Identities, Person
 from nestling.serving.answers import Answers
 from nestling.serving.pool import ModelPool
+from nestling.serving.security import bearer
 from nestling.serving.settings import ServerSettings
 from nestling.workspace import Workspace
 
@@ -32,6 +35,9 @@ class ServerState:
     answers: Answers
     progress: Progress
     curves: Curves
+    accounts: Accounts
+    identities: Identities
+    desk: Desk
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def stop(self) -> None:
@@ -44,6 +50,20 @@ class ServerState:
 def state_of(request: Request) -> ServerState:
     """The state of the server that handles ``request``."""
     return cast(ServerState, request.app.state.server)
+
+
+IDENTITY_HEADER = "X-Nestling-Identity"
+
+
+def person_of(request: Request, claimed: str | None = None) -> Person | None:
+    """Who speaks: the account whose token came with the request, the browser whose identity we signed, or the name
+    that was claimed."""
+    state = state_of(request)
+    if account := state.accounts.person(bearer(request.headers.get("authorization", ""))):
+        return account
+    if browser := state.identities.person(request.headers.get(IDENTITY_HEADER, "")):
+        return browser
+    return Person.claimed(claimed) if claimed else None
 
 
 @asynccontextmanager

@@ -10,11 +10,20 @@ from dataclasses import dataclass, replace
 from queue import SimpleQueue
 
 from nestling.errors import NestlingError, QueueFull
+from nestling.generation.best_of import Judge
 from nestling.generation.engine import Engine
 from nestling.generation.protocol import Chunk, Completion, Request
 from nestling.workspace import Version
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """How a version that answers several times chooses: ``count`` answers, the best by ``judge``."""
+
+    judge: Judge
+    count: int
 
 
 class EngineFailed(NestlingError):
@@ -73,14 +82,17 @@ class EngineWorker:
         version: what the engine runs.
         engine: handed over; only the thread touches it from now on.
         max_queue: streams that may be open at the same time.
+        chooser: where the version gives the best of several answers; used by whoever follows the streams.
 
     Attributes:
         open_streams: requests handed in and not yet ended.
         failed: the engine broke down; this worker answers nothing any more.
     """
 
-    def __init__(self, version: Version, engine: Engine, max_queue: int) -> None:
-        self.version, self.max_queue = version, max_queue
+    def __init__(
+        self, version: Version, engine: Engine, max_queue: int, chooser: Chooser | None = None
+    ) -> None:
+        self.version, self.max_queue, self.chooser = version, max_queue, chooser
         self.open_streams = 0
         self._loop = asyncio.get_running_loop()
         self._inbox: SimpleQueue[_Submit | _Cancel | None] = SimpleQueue()

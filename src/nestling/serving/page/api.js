@@ -1,6 +1,6 @@
 // Talking to the server: JSON, streams of events, and the token where one is needed.
 
-import { byId } from "./dom.js";
+import { byId, memory } from "./dom.js";
 
 /** What the server refused, in its own words. */
 export class ApiError extends Error {
@@ -36,18 +36,19 @@ function askForToken() {
 }
 
 /** GET, or POST when there is a body. Resolves to a Response that is fine. */
-async function request(path, body, signal) {
+async function request(path, body, signal, method = body === undefined ? "GET" : "POST") {
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
-  const options = { headers, signal };
+  const identity = memory.get("identity");
+  if (identity) headers["X-Nestling-Identity"] = identity;
+  const options = { headers, signal, method };
   if (body !== undefined) {
-    options.method = "POST";
     options.body = JSON.stringify(body);
     headers["Content-Type"] = "application/json";
   }
   const response = await fetch(path, options);
   if (response.status === 401) {
     await askForToken();
-    return request(path, body, signal);
+    return request(path, body, signal, method);
   }
   if (!response.ok) {
     const { error } = await response.json().catch(() => ({ error: { message: response.statusText } }));
@@ -59,6 +60,16 @@ async function request(path, body, signal) {
 /** The JSON at a path, or the reply to a POSTed body. */
 export async function json(path, body) {
   return (await request(path, body)).json();
+}
+
+/** The reply to a DELETE. */
+export async function remove(path) {
+  return (await request(path, undefined, undefined, "DELETE")).json();
+}
+
+/** Let the server sign an identity for this browser, once: judgments are counted by person. */
+export async function identify() {
+  if (!memory.get("identity")) memory.set("identity", (await json("/api/identity", {})).identity);
 }
 
 /** The events of a stream. Ends at [DONE]; throws on an error event and when the connection breaks off. */

@@ -1,5 +1,6 @@
 // The page: wires the controls to the conversation and the server's news.
 
+import { identify } from "./api.js";
 import { ask, isRunning, restore, startNew, stop } from "./chat.js";
 import { save } from "./conversation.js";
 import { byId, make, memory } from "./dom.js";
@@ -85,5 +86,6 @@ restore();
 addEventListener("pagehide", save);
 reflect();
 fit();
+identify().catch(() => {}); // without it judgments go under a name that this browser made up
 followStatus();
 if (matchMedia("(hover: hover)").matches) prompt.focus();

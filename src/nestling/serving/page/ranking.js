@@ -71,6 +71,7 @@ export function ranking(turn, list, cards, update) {
     const ranks = number();
     const answers = turn.answers.map((answer) => answer.id);
     const judgment = { kind: "ranking", answers, ranks, all_bad: allBad.checked };
+    if (turn.desk_item) judgment.desk_item = turn.desk_item;
     sendJudgment(judgment, reply, [done], ({ versions }) => {
       turn.versions = versions;
       turn.judged = { ranks, allBad: allBad.checked };

@@ -1,0 +1,53 @@
+"""Rolling a version back when people are less content with it than with the one before."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from nestling.errors import NestlingError
+from nestling.feedback.satisfaction import Satisfaction, satisfaction, signals
+from nestling.storage import Database
+from nestling.workspace import VersionStore
+
+log = logging.getLogger(__name__)
+
+_SECONDS = 30.0
+
+
+def served_before(versions: VersionStore) -> str | None:
+    """The version that was served before the one that is."""
+    pointer = versions.pointer()
+    past = [turn.version for turn in pointer.history if not turn.over] if pointer else []
+    return past[-1] if past else None
+
+
+def roll_back_if_worse(versions: VersionStore, database: Database) -> Satisfaction | None:
+    """Serve the version before again where people are shown to be less content; what was found then, else None.
+
+    The version itself is marked as rejected, with the reason, so that it does not come back by itself.
+    """
+    pointer, before = versions.pointer(), served_before(versions)
+    if pointer is None or before is None:
+        return None
+    found = satisfaction(signals(database), pointer.version, before)
+    if not found.is_worse:
+        return None
+    reason = (
+        f"Rolled back: of {found.signals} answers people were content with {found.rate or 0:.0%}; with {before} it was "
+        f"{found.before or 0:.0%} at least (evidence {found.evidence:.0f} to 1)."
+    )
+    versions.roll_back(reason)
+    versions.mark(pointer.version, "rejected", reason)
+    log.warning("%s: %s", pointer.version, reason)
+    return found
+
+
+async def watch_satisfaction(versions: VersionStore, database: Database) -> None:
+    """Look every half minute."""
+    while True:
+        await asyncio.sleep(_SECONDS)
+        try:
+            await asyncio.to_thread(roll_back_if_worse, versions, database)
+        except NestlingError as error:  # a locked database, say: the next look may fare better
+            log.warning("satisfaction was not looked at: %s", error)
