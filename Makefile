@@ -9,7 +9,7 @@ ARGS ?=
 CHROMIUM := $(firstword $(shell command -v chromium chromium-browser google-chrome 2>/dev/null))
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: up setup test lint need-chromium clean bench bench-peers bench-quick kill-often
+.PHONY: up setup test lint need-chromium clean bench bench-peers bench-quick kill-often tutorial
 
 up: setup
 	$(VENV)/bin/nestling up $(ARGS)
@@ -33,6 +33,10 @@ test: need-chromium lint
 # Kill a raising a hundred times at random moments; it must end with the same bits. About a quarter of an hour.
 kill-often: $(VENV)/.installed-dev
 	$(VENV)/bin/python tests/kill_often.py
+
+# Run the tutorial's commands as they are written; what came out is kept in docs/results/tutorial.md. About an hour.
+tutorial: $(VENV)/.installed
+	$(VENV)/bin/python tests/tutorial.py
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check src tests

@@ -242,8 +242,7 @@ def test_a_run_by_other_settings_learns_too(start: Start, more: dict[str, Any]) 
 
 def test_what_is_learned_is_compared_by_seed(material: Material, tmp_path: Path) -> None:
     found = {
-        name: [runner((0, 0.1), (2, r + n / 10)) for r in (0.5, 0.7)]
-        for n, name in enumerate(variants())
+        name: [runner((0, 0.1), (2, r + n / 10)) for r in (0.5, 0.7)] for n, name in enumerate(variants())
     }
     assert difference([0.6, 0.8], [0.5, 0.7]) == pytest.approx((0.1, 0.0))
     page = write_learning(tmp_path, material.hardware, 0.1, found, "the command").read_text()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -150,6 +152,59 @@ def test_evaluate_writes_every_version_and_compare_the_gains(home: Path, tmp_pat
     compared = json.loads((tmp_path / "c").read_text())
     gain = compared["differences"]["refusal"]
     assert gain["wins"] + gain["ties"] + gain["losses"] == gain["n"] == 2
+
+
+def test_ones_own_questions_are_asked_and_counted_by_category(home: Path, tmp_path: Path) -> None:
+    questions = tmp_path / "questions.jsonl"
+    rows = [
+        ("When do you open?", "hours", ["nine"]),
+        ("And on Sunday?", "hours", ["closed"]),
+        ("Hi", "", ["a", "e"]),
+    ]
+    questions.write_text(
+        "".join(
+            json.dumps({"prompt": text, "check": {"name": "mentions", "any": words}, "category": category})
+            + "\n"
+            for text, category, words in rows
+        )
+    )
+    asked = ["--questions", str(questions), *SMALL[4:]]
+    table = say(home, "evaluate", "v2-sft", *asked, "--json", str(tmp_path / "own"))
+    assert "hours" in table and "your own questions" in table
+    _, tuned = json.loads((tmp_path / "own").read_text())
+    assert [row["messages"][-1]["content"] for row in tuned["rows"]] == [text for text, _, _ in rows]
+    assert (
+        tuned["figures"]["own/hours"]["n"] == 2
+        and tuned["figures"]["all_own"]["n"] == 3
+        and tuned["prose"] == []
+    )
+    say(home, "compare", "v2-sft", "v1-base", *asked)
+    questions.write_text('{"prompt": "Hi", "check": {"name": "no such check"}}\n')
+    with pytest.raises(DataError, match=r"questions.jsonl:1.*no such check"):
+        say(home, "evaluate", "v2-sft", *asked)
+
+
+def test_memory_that_runs_out_is_said_in_one_line(tmp_path: Path) -> None:
+    """A model larger than the address space that the process may have."""
+    workspace = Workspace(tmp_path / "nest")
+    large = tiny_model(
+        hidden_size=768, intermediate_size=3072, num_heads=12, num_kv_heads=4, head_dim=64, num_layers=8
+    )
+    workspace.versions.publish(lambda folder: save_model(folder, large), Card(kind="base"))
+    workspace.versions.promote("v1-base", "to be loaded")
+    code = (
+        "import resource, sys\n"
+        "from nestling.cli import main, talk\n"
+        "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (size + (48 << 20), size + (48 << 20)))\n"
+        f"sys.argv = ['nestling', 'chat', '-w', {str(workspace.root)!r}, '--dtype', 'float32', '--threads', '1']\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input="Hi\n", capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "there is not enough memory" in done.stderr and "goes on from here" in done.stderr
 
 
 def test_export_writes_folders_and_gguf_files_that_say_the_same(home: Path, tmp_path: Path) -> None:

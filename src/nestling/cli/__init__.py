@@ -8,7 +8,7 @@ from importlib import import_module
 import click
 
 from nestling import __version__
-from nestling.compute.process import keep_memory, settle_libraries
+from nestling.compute.process import is_out_of_memory, keep_memory, settle_libraries
 from nestling.errors import ConfigError, NestlingError
 
 COMMANDS = {
@@ -19,6 +19,9 @@ COMMANDS = {
     "rank": ("stages:rank", "Sample answers to prompts and rank them by the checks."),
     "reward-model": ("stages:reward_model", "Train a reward model on rankings."),
     "ppo": ("stages:ppo", "Align a version by PPO."),
+    "learn": ("learn:learn", "Learn from what people said: the next version, if it is better."),
+    "desk": ("desk:desk", "Lay answers on the desk for people to judge, and see what has become of them."),
+    "people": ("people:people", "Accounts of people who judge, and what they want forgotten."),
     "evaluate": ("evaluate:evaluate", "Measure a version, or any OpenAI-compatible server."),
     "compare": ("evaluate:compare", "Compare two versions on the same prompts."),
     "chat": ("talk:chat", "Chat in the terminal."),
@@ -32,8 +35,13 @@ COMMANDS = {
 }
 
 
-COMPUTING = {"run", "sft", "rank", "reward-model", "ppo", "evaluate", "compare", "bench"}
+COMPUTING = {"run", "sft", "rank", "reward-model", "ppo", "learn", "evaluate", "compare", "bench"}
 """Commands that compute for minutes on end."""
+
+OUT_OF_MEMORY = (
+    "there is not enough memory. Close other programs and run the same command again: it goes on from here. Or train "
+    "less at once: shorter rows (row_tokens), frozen_blocks, or adapters (lora); `--dry-run` says what is needed."
+)
 
 # `up` computes nothing but chooses for the `run` that it starts, under the same conditions.
 settle_libraries(computing=bool((COMPUTING | {"up"}) & set(sys.argv[1:2])))
@@ -80,4 +88,9 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone, as in `nestling versions list | head -1`
+        sys.exit(1)
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        click.secho(f"Error: {OUT_OF_MEMORY}", fg="red", err=True)
         sys.exit(1)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nestling.bench.setting import Material, prepare
-from nestling.cli.common import choose_hardware, hardware_options, workspace_option
+from nestling.cli.common import choose_hardware, find_version, hardware_options, workspace_option
 from nestling.errors import BenchError, ConfigError
 from nestling.workspace import Workspace
 
@@ -186,3 +186,31 @@ def quick(save: bool, base: str, out: Path, dtype: str, threads: int, root: str 
         watched.save(material, file, found)
     elif any(y.lost for y in found):
         sys.exit(1)
+
+
+@bench.command()
+@click.option("--streams", type=click.IntRange(1, 256), default=32, show_default=True, help="People at once.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0.1, 600),
+    default=5.0,
+    show_default=True,
+    help="For how long the crowd chats.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True,
+    help="Folder of the report.",
+)  # fmt: skip
+@workspace_option
+def chat(streams: int, minutes: float, out: Path, root: str | None) -> None:
+    """What people get who chat with the served version, alone, beside a training and in a crowd; writes chat.md."""
+    from nestling.bench.chat import measure, write_chat
+
+    workspace, hardware = Workspace(root), choose_hardware("auto", 0)
+    version = find_version(workspace, None)
+    found = measure(workspace, streams, minutes, click.echo)
+    command = f"nestling bench chat --streams {streams} --minutes {minutes:g}"
+    click.echo(f"Written: {write_chat(out, hardware, version.name, found, command)}")
+    failed = sum(len(happened.errors) for happened in (found.alone, found.beside, found.crowd))
+    if failed:
+        raise BenchError(f"{failed} answers failed.", remedy="See the report.")

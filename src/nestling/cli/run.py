@@ -21,10 +21,12 @@ from nestling.config import parse
 from nestling.serving.address import listen
 from nestling.serving.settings import ServerSettings, hash_token
 from nestling.supervisor import Supervisor, exit_with_parent
-from nestling.workflow.estimate import estimate_table
+from nestling.workflow.estimate import estimate_table, shape_of
 from nestling.workflow.fetch import progress_bar
+from nestling.workflow.raising import stop_on_signals
 from nestling.workflow.recipe import Recipe, load_recipe
-from nestling.workflow.run import Run, stop_on_signals
+from nestling.workflow.run import Run
+from nestling.workflow.scaling import scaled
 from nestling.workflow.stages import import_base
 from nestling.workspace import Workspace
 
@@ -86,6 +88,15 @@ def _tell_settings(context: click.Context, option: click.Parameter, wanted: bool
         context.exit()
 
 
+def tell_estimate(recipe: Recipe, console: Console) -> None:
+    """What the recipe would take here, fitted to the data, the model and this machine."""
+    hardware, shape = recipe.hardware.detect(), shape_of(recipe)
+    fitted = scaled(recipe, shape, hardware)
+    for note in fitted.notes:
+        console.print(note, markup=False, highlight=False)
+    console.print(estimate_table(fitted.recipe, shape, hardware))
+
+
 @click.command()
 @click.option(
     "--recipe", "recipe_name", default="quickstart", show_default=True, help="Recipe name or YAML file."
@@ -112,26 +123,28 @@ def up(asked: Asked, host: str, port: int, allowed_hosts: tuple[str, ...], no_tr
     workspace, console = Workspace(root), Console()
     recipe = asked.recipe()
     if dry_run:
-        console.print(estimate_table(recipe))
+        tell_estimate(recipe, console)
         return
     token = os.environ.get("NESTLING_TOKEN")
     token_hash = hash_token(token) if token else None
     address = parse(ServerSettings, {"host": host, "port": port, "token_hash": token_hash}, "serve")
     with workspace.lock("up", "this workspace"):
-        listen(address).close()  # refused now, not after the download
+        with listen(address) as listener:  # refused now, not after the download
+            port = listener.getsockname()[1]  # of several free ones, where 0 was given
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         run = Run(workspace, recipe)
         with progress_bar() as report:
             first = import_base(run.bench(), recipe.base, recipe.assistant, report)
         give_memory_back()  # the import's; from here on this process only watches
         served = workspace.versions.serving() or first
-        console.print(f"Version [bold]{served.name}[/bold] is about to be served at http://{host}:{port}")
+        console.print(f"Version [bold]{served.name}[/bold] is about to be served at {url}")
         place = ["--workspace", str(workspace.root)]
         serve = ["serve", *place, "--host", host, "--port", str(port)]
         serve += ["--dtype", recipe.hardware.dtype, "--threads", str(recipe.hardware.threads)]
         serve += [word for name in allowed_hosts for word in ("--allowed-hosts", name)]
         train = None if no_train else ["run", *asked.words, *place, "--quiet"]
-        show = (lambda: webbrowser.open(f"http://{host}:{port}")) if open_page else None
-        sys.exit(Supervisor(workspace, serve, train, console, show, port).run())
+        show = (lambda: webbrowser.open(url)) if open_page else None
+        sys.exit(Supervisor(workspace, serve, train, console, show, (host, port)).run())
 
 
 @click.command()
@@ -155,7 +168,7 @@ def run(asked: Asked, dry_run: bool, quiet: bool, root: str | None) -> None:
     stop_on_signals()
     recipe, console = asked.recipe(), Console(quiet=quiet)
     if dry_run:
-        console.print(estimate_table(recipe))
+        tell_estimate(recipe, console)
         return
     running = Run(Workspace(root), recipe)
     running.execute(console)

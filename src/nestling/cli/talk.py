@@ -16,13 +16,16 @@ from nestling.errors import RequestError
 from nestling.generation.engine import Engine
 from nestling.generation.protocol import Request, Sampling
 from nestling.model.hf_folder import load_model
+from nestling.rewards.predictor import Predictor, judge_by
 from nestling.serving.app import create_app
 from nestling.serving.run import serve as serve_app
 from nestling.serving.settings import ServerSettings, hash_token
+from nestling.serving.worker import Chooser
 from nestling.storage import open_database
 from nestling.supervisor import exit_with_parent
 from nestling.text.messages import Message
 from nestling.workflow.progress import ProgressReader
+from nestling.workflow.stages import best_of
 from nestling.workspace import Version, Workspace
 
 
@@ -53,9 +56,12 @@ def serve(max_batch: int, context: int, database: str | None, dtype: str, thread
     given = ServerSettings(token_hash=hash_token(token)) if token else None
     settings: ServerSettings = to_config(ServerSettings, options, given)
 
-    def load_engine(version: Version) -> Engine:
+    def load_engine(version: Version) -> Engine | tuple[Engine, Chooser]:
         model = load_model(version.folder, hardware.torch_dtype, hardware.device)
-        return Engine(model, max_batch=max_batch, context_length=context, frozen=True)
+        engine = Engine(model, max_batch=max_batch, context_length=context, frozen=True)
+        if (predictor := Predictor.load(version.folder)) is None:
+            return engine
+        return engine, Chooser(judge_by(predictor, model.decoder), best_of(version))
 
     open_database(
         database or workspace.database_path

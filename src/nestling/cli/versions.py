@@ -59,6 +59,25 @@ def show(name: str | None, root: str | None) -> None:
     Console().print_json(found.card.model_dump_json())
 
 
+@versions.command("lineage")
+@click.argument("name", required=False)
+@workspace_option
+def lineage_(name: str | None, root: str | None) -> None:
+    """Where a version comes from, down to the judgments; whether it can be trained again from them."""
+    from nestling.workflow.lineage import lineage, told
+
+    workspace = Workspace(root)
+    found = workspace.versions.get(name) if name else find_version(workspace, None)
+    table = Table("version", "kind", "state", "snapshot", "judgments", "replayable")
+    for line in told(lineage(workspace, found)):
+        judgments = ", ".join(f"{count} {part}" for part, count in (line["judgments"] or {}).items())
+        again = {None: "-", True: "yes", False: "no: some were taken back"}[line["replayable"]]
+        table.add_row(
+            line["version"], line["kind"], line["state"], line["snapshot"] or "-", judgments or "-", again
+        )
+    Console().print(table)
+
+
 @versions.command()
 @click.argument("name")
 @workspace_option
