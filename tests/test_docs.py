@@ -8,10 +8,13 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from nestling.cli import COMMANDS, cli
 from nestling.data import curriculum
 from nestling.data.curriculum import SPLITS, split_of
 from nestling.evaluation.suite import build_suite
@@ -114,3 +117,50 @@ def test_the_data_card_counts_what_the_quickstart_uses() -> None:
         assert f"| {' | '.join(line)} |" in card
     sums = " | ".join(f"**{sum(kind.values()):,}**" for kind in used)
     assert f"| {sums} | **{len(suites['gate']):,}** | **{len(suites['test']):,} (" in card
+
+
+def test_every_verb_has_a_page_and_the_index_names_them_in_order() -> None:
+    pages = {path.stem for path in (DOCS / "verbs").glob("*.md")} - {"README"}
+    assert pages == set(COMMANDS)
+    named = re.findall(r"\]\(([a-z-]+)\.md\)", (DOCS / "verbs" / "README.md").read_text())
+    assert list(dict.fromkeys(named)) == list(COMMANDS)
+
+
+def test_options_that_pages_name_are_there() -> None:
+    known = {
+        option
+        for command in _all_commands(cli)
+        for parameter in command.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
+    for path in [
+        *(DOCS / "verbs").glob("*.md"),
+        *(DOCS / "concepts").glob("*.md"),
+        DOCS / "troubleshooting.md",
+    ]:
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+(?:\.[a-z_]+)*", path.read_text())) - {
+            "--help",
+            "--version",
+        }
+        assert named - known <= OF_OTHERS, path.name
+
+
+OF_OTHERS = {"--data-binary", "--extra-index-url", "--fail", "--silent", "--pyargs"}
+"""Options of other programs that pages name: curl's, pip's."""
+
+
+def _all_commands(command: click.Command) -> Iterator[click.Command]:
+    yield command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from _all_commands(found)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for path in [DOCS.parent / "README.md", DOCS.parent / "CHANGELOG.md", *DOCS.rglob("*.md")]:
+        for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", path.read_text("utf-8")):
+            if "://" not in link:
+                assert (path.parent / link).exists(), f"{path.name}: {link}"
