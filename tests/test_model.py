@@ -91,6 +91,13 @@ def test_logits_of_the_network_for_inference_equal_transformers(name: str) -> No
         assert (theirs(ids[None]).logits[0] - mine).abs().max() < 1e-4
 
 
+def test_conversion_to_bf16_keeps_positions_exact() -> None:
+    decoder = tiny_model().decoder
+    exact = decoder.model.rotary(torch.tensor([1000]), torch.float32)
+    turned = decoder.to(torch.bfloat16).model.rotary(torch.tensor([1000]), torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(turned, exact, strict=True))
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_saved_folder_opens_in_transformers_and_64_greedy_tokens_agree(name: str, tmp_path: Path) -> None:
     model = tiny_model()
