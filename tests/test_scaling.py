@@ -63,7 +63,7 @@ def test_much_data_is_read_in_part_and_that_is_said() -> None:
     notes: list[str] = []
     found = to_own_data(RECIPE, OwnData(100_000, 20_000_000, 500), SHAPE, notes.append)
     assert found.sft.max_tokens == 5 * RECIPE.sft.max_tokens and found.data.own_repeats == 1
-    assert "sft.max_tokens=20250000 would read all" in notes[1]
+    assert f"sft.max_tokens={RECIPE.sft.max_tokens + 20_000_000} would read all" in notes[1]
 
 
 def test_little_memory_gives_shorter_rows_then_adapters() -> None:
