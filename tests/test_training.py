@@ -149,12 +149,15 @@ def test_gradients_accumulate_in_fp32() -> None:
     assert optimizer.masters["w"].grad.item() == 264
 
 
-def test_clipping_bounds_the_joint_norm() -> None:
-    a, b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
-    optimizer = MasterAdamW([ParameterGroup({"a": a}, 1.0), ParameterGroup({"b": b}, 1.0)])
-    (a.sum() * 3 + b.sum() * 4).backward()
-    assert optimizer.clip_gradients(1.0) == pytest.approx((9 + 9 + 16) ** 0.5)
+def test_clipping_bounds_the_joint_norm_of_each_network() -> None:
+    a, b, c = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    groups = [ParameterGroup({"a": a}, 1.0), ParameterGroup({"b": b}, 1.0)]
+    optimizer = MasterAdamW([*groups, ParameterGroup({"c": c}, 1.0, network="critic")])
+    (a.sum() * 3 + b.sum() * 4 + c.sum() * 500).backward()
+    norms = optimizer.clip_gradients(1.0)
+    assert norms == {"model": pytest.approx((9 + 9 + 16) ** 0.5), "critic": pytest.approx(500)}
     assert torch.cat([a.grad, b.grad]).norm() == pytest.approx(1.0, abs=1e-5)
+    assert c.grad.norm() == pytest.approx(1.0, abs=1e-5)
 
 
 def test_divergence_stops_in_a_plain_sentence_and_leaves_the_weights() -> None:

@@ -49,7 +49,7 @@ class Learner(Generic[Network]):
     Args:
         network: what losses are computed with.
         groups: what of it is trained.
-        max_grad_norm: gradients are clipped to this joint norm.
+        max_grad_norm: each network's gradients are clipped to this joint norm.
         workers: who computes; ``networks`` holds one network for each.
     """
 
@@ -69,7 +69,7 @@ class Learner(Generic[Network]):
     ) -> dict[str, float]:
         """One step on the mean loss over all micro-batches: ``gradients``, then ``apply``."""
         means = self.gradients(batches, count, loss_of)
-        return means | {"grad_norm": self.apply(scale)}
+        return means | self.apply(scale)
 
     def gradients(
         self, batches: Sequence[Batch], count: float, loss_of: Callable[[Network, Batch], Loss]
@@ -106,20 +106,21 @@ class Learner(Generic[Network]):
             self._diverged(f"loss is {means['loss']}")
         return means
 
-    def apply(self, scale: float) -> float:
+    def apply(self, scale: float) -> dict[str, float]:
         """Clip the gathered gradients and update; ``scale`` multiplies the peak learning rates.
 
-        Returns the gradient's norm before clipping.
+        Returns the gradient's norm before clipping: ``grad_norm``, and ``critic_grad_norm`` of a network "critic".
 
         Raises:
             TrainingStopped: the gradient is not finite; the weights are left as they were.
         """
-        norm = self.optimizer.clip_gradients(self.max_grad_norm)
-        if not math.isfinite(norm):
-            self._diverged(f"gradient's norm is {norm}")
+        norms = self.optimizer.clip_gradients(self.max_grad_norm)
+        for network, norm in norms.items():
+            if not math.isfinite(norm):
+                self._diverged(f"gradient's norm of the {network} is {norm}")
         self.optimizer.step(scale)
         tidy_memory()
-        return norm
+        return {"grad_norm" if name == "model" else f"{name}_grad_norm": norm for name, norm in norms.items()}
 
     def _diverged(self, what: str) -> NoReturn:
         self.optimizer.zero_grad()

@@ -26,11 +26,16 @@ from nestling.errors import ConfigError
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Named parameters that share a peak learning rate."""
+    """Named parameters that share a peak learning rate.
+
+    ``network`` says what they are part of: gradients are clipped by the norm over each network, so that a critic's
+    never scale its policy's.
+    """
 
     parameters: dict[str, nn.Parameter]
     learning_rate: float
     weight_decay: float = 0.0
+    network: str = "model"
 
 
 def trainable(module: nn.Module, prefix: str = "") -> dict[str, nn.Parameter]:
@@ -77,6 +82,15 @@ def _add(total: Tensor, part: Tensor) -> None:
         own.add_(other)
 
 
+def _clip(masters: Iterable[Tensor], max_norm: float) -> float:
+    gradients = [master.grad for master in masters if master.grad is not None]
+    norm = math.sqrt(sum(float(torch.linalg.vector_norm(gradient)) ** 2 for gradient in gradients))
+    if norm > max_norm:
+        for gradient in gradients:
+            gradient.mul_(max_norm / norm)
+    return norm
+
+
 class MasterAdamW:
     """AdamW (Loshchilov and Hutter 2019). Weight decay touches matrices only.
 
@@ -99,6 +113,7 @@ class MasterAdamW:
         self._unwritten: set[str] = set()  # those of them that still hold the step's before
         self.parameters: dict[str, nn.Parameter] = {}
         self.masters: dict[str, Tensor] = {}
+        self._networks: dict[str, list[Tensor]] = {}
         self._hooks: list[RemovableHandle] = []
         self._leaves, self._queue = leaves, _Queue()
         adam_groups: list[dict[str, Any]] = []
@@ -110,6 +125,7 @@ class MasterAdamW:
                 self.parameters |= named
                 masters = {name: self._master(name, p) for name, p in named.items()}
                 self.masters |= masters
+                self._networks.setdefault(group.network, []).extend(masters.values())
                 rates = {"lr": group.learning_rate, "peak": group.learning_rate}
                 decay = group.weight_decay if matrices else 0.0
                 adam_groups.append({"params": list(masters.values()), "weight_decay": decay, **rates})
@@ -163,15 +179,10 @@ class MasterAdamW:
         for hook in self._hooks:
             hook.remove()
 
-    def clip_gradients(self, max_norm: float) -> float:
-        """Scale all gradients so that their joint 2-norm is at most ``max_norm``; returns the norm before."""
+    def clip_gradients(self, max_norm: float) -> dict[str, float]:
+        """Scale each network's gradients so that their joint 2-norm is at most ``max_norm``; the norms before."""
         self._finish_gradients()
-        gradients = [m.grad for m in self.masters.values() if m.grad is not None]
-        norm = math.sqrt(sum(float(torch.linalg.vector_norm(g)) ** 2 for g in gradients))
-        if norm > max_norm:
-            for gradient in gradients:
-                gradient.mul_(max_norm / norm)
-        return norm
+        return {network: _clip(masters, max_norm) for network, masters in self._networks.items()}
 
     @torch.no_grad()
     def step(self, scale: float) -> None:

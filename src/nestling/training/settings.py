@@ -26,4 +26,6 @@ class OptimizerConfig(Config):
     warmup_steps: int = Field(5, ge=0, description="Steps over which the rate rises to its peak.")
     schedule: ScheduleName = Field("cosine", description="How the rate falls afterwards.")
     weight_decay: float = Field(0.0, ge=0, lt=1, description="AdamW's decay of weight matrices.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this joint norm.")
+    max_grad_norm: float = Field(
+        1.0, gt=0, description="Gradients of a network are scaled down to this joint norm."
+    )

@@ -50,14 +50,15 @@ class Networks(nn.Module):
 
     def groups(self) -> list[ParameterGroup]:
         """What is trained at which peak rate."""
-        c = self.config
+        c, critic = self.config, "model" if self.critic is None else "critic"
+        head = trainable(self.value_head, "value_head.")
         groups = [
             ParameterGroup(trainable(self.policy, "policy."), c.learning_rate, c.weight_decay),
-            ParameterGroup(trainable(self.value_head, "value_head."), c.critic_learning_rate),
+            ParameterGroup(head, c.critic_learning_rate, network=critic),
         ]
         if self.critic is not None:
             trunk = trainable(self.critic.model, "critic.")
-            groups.append(ParameterGroup(trunk, c.critic_trunk_learning_rate, c.weight_decay))
+            groups.append(ParameterGroup(trunk, c.critic_trunk_learning_rate, c.weight_decay, network=critic))
         return groups
 
     def begin(self, row: Row) -> Row:

@@ -265,7 +265,7 @@ class PPO:
                 if means["update_kl"] > self.config.stop_kl:
                     self.learner.optimizer.zero_grad()
                     return self.summary(history, means["update_kl"], stopped=True)
-                history.append(means | {"grad_norm": self.learner.apply(scale)})
+                history.append(means | self.learner.apply(scale))
         return self.summary(history, history[-1]["update_kl"], stopped=False)
 
     def update_order(self, minibatches: Sequence[Minibatch], step: int, epoch: int) -> list[int]:
