@@ -95,6 +95,25 @@ def test_gold_looks_like_any_other_and_comes_when_nothing_else_is_left(
     assert desk.next_for(person("mira")) is None
 
 
+def test_what_does_not_lie_there_cannot_be_judged_there(desk: Desk, recorder: Recorder) -> None:
+    ids, others = lay(desk, recorder, "here"), lay(desk, recorder, "there")
+    item = desk.status()[-1].item
+    for said, number in ((others, item), (ids[:2], item), (ids, 99)):
+        with pytest.raises(DataError, match="not the answers that lie on the desk"):
+            recorder.record_ranking(
+                said, list(range(1, len(said) + 1)), client=person("mira"), desk_item=number
+            )
+    recorder.record_score(ids[0], "5", client=person("mira"), desk_item=item)
+    assert [status.judged for status in desk.status()] == [0, 0]  # a score alone ranks nothing
+
+
+def test_a_ranking_that_was_taken_back_does_not_count(desk: Desk, recorder: Recorder) -> None:
+    ids = lay(desk, recorder, "here")
+    number = recorder.record_ranking(ids, [1, 2, 3], client=person("mira"), desk_item=1)
+    recorder.withdraw(number, person("mira"))
+    assert [status.judged for status in desk.status()] == [0]
+
+
 def test_the_same_is_laid_down_once_and_one_answer_cannot_be_judged(desk: Desk, recorder: Recorder) -> None:
     ids = lay(desk, recorder, "twice")
     assert not desk.add("twice", [dict(m) for m in prompt("twice")], ids)

@@ -13,6 +13,7 @@ import pytest
 from nestling.feedback import Recorder, ranking_rows, scalar_rows
 from nestling.feedback.desk import Desk
 from nestling.feedback.people import Accounts, Person
+from nestling.feedback.snapshot import SnapshotRules, take
 from nestling.generation.protocol import Completion, Sampling
 from nestling.serving.settings import hash_token
 from nestling.serving.watch import roll_back_if_worse
@@ -101,7 +102,10 @@ def test_one_takes_back_ones_own_and_nobody_elses(server: LiveServer, database: 
         number = thumb(mira, answer)
         refused = tom.delete(f"/api/judgments/{number}")
         assert refused.status_code == 404 and "of yours" in refused.json()["error"]["message"]
+        snapshot = take(database, server.workspace.root / "snapshots", SnapshotRules(), "2026-01-01")
+        assert snapshot.manifest.new == {number}
         assert mira.delete(f"/api/judgments/{number}").json() == {"withdrawn": 1}
+        assert snapshot.manifest.erased == [number]
         assert list(scalar_rows(database)) == []
         thumb(tom, answer)
         thumb(tom, answered(tom))
@@ -187,4 +191,6 @@ def test_a_version_that_people_like_less_is_rolled_back(tmp_path: Path) -> None:
     card = workspace.versions.get("v2-sft").card
     assert card.state == "rejected" and card.verdict.startswith("Rolled back: ")
     assert roll_back_if_worse(workspace.versions, opened) is None
+    workspace.versions.promote("v2-sft", "nevertheless", force=True)
+    assert roll_back_if_worse(workspace.versions, opened) is None  # whoever forces it has read why
     opened.close()

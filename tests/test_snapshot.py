@@ -136,13 +136,41 @@ def test_what_is_taken_back_goes_out_of_the_snapshots_too(recorder: Recorder, tm
     assert erase(tmp_path / "snapshots", [999]) == [] and set(numbers) == snapshot.manifest.new
 
 
+def test_what_people_wrote_is_readable_by_its_owner_alone(recorder: Recorder, tmp_path: Path) -> None:
+    vote(recorder, person("mira"), "a secret")
+    assert taken(recorder, tmp_path / "snapshots").folder.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_whoever_only_gives_thumbs_counts_no_more_than_others(recorder: Recorder, tmp_path: Path) -> None:
+    for number in range(24):
+        a, b = answers(recorder, f"question {number}", ["A", "B"])
+        shown = (a, b) if number % 2 else (b, a)
+        for name in ("mira", "tom", "lee"):
+            recorder.record_comparison(*shown, "a" if shown[0] == a else "b", client=person(name))
+        recorder.record_thumb(a, "up", client=person("silent"))
+    snapshot = taken(recorder, tmp_path)
+    rows = [
+        row
+        for kind in ("rankings", "scores")
+        for part in ("train", "held_out")
+        for row in snapshot.rows(part, kind)
+    ]
+    weights = {row["session"]: row["weight"] for row in rows}
+    silent = weights.pop(person("silent").id)
+    assert set(weights.values()) == {1.0} and 0.4 < silent < 0.6
+
+
 def test_gold_is_what_is_known_whatever_was_said_of_it(recorder: Recorder, tmp_path: Path) -> None:
     from nestling.feedback.desk import Desk
 
     ids = answers(recorder, "Known", ["bad", "good"])
     Desk(recorder.database).add("gold", [dict(m) for m in prompt("Known")], ids, gold=[2, 1])
     recorder.record_ranking(ids, [1, 2], client=person("foe"), desk_item=1)
-    [row] = taken(recorder, tmp_path).gold()
+    snapshot = taken(recorder, tmp_path)
+    [row] = snapshot.gold()
+    assert not snapshot.manifest.new and list(snapshot.manifest.fates.values()) == [
+        1
+    ]  # nobody learns from it
     assert row["ranks"] == [2, 1] and [c[0]["content"] for c in row["completions"]] == ["bad", "good"]
     with recorder.database.read() as session:
         assert session.scalars(select(Judgment)).one().desk_item_id == 1

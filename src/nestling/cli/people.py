@@ -5,15 +5,15 @@ from __future__ import annotations
 import click
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy import select
 
 from nestling.cli.common import workspace_option
 from nestling.feedback.agreement import krippendorff_alpha, pair_units, raters
-from nestling.feedback.export import withdrawn
 from nestling.feedback.opinions import opinions
 from nestling.feedback.people import Accounts, Person
 from nestling.feedback.recorder import Recorder
-from nestling.feedback.snapshot import erase as erase_from_snapshots
-from nestling.storage import open_database
+from nestling.feedback.snapshot import erase_withdrawn
+from nestling.storage import ChatSession, open_database
 from nestling.workspace import Workspace
 
 
@@ -56,9 +56,12 @@ def list_(database: str | None, root: str | None) -> None:
             rater.person, str(rater.opinions), share(rater.gold_right, rater.gold), share(rater.agreed, rater.shared),
             side, f"{rater.weight:.2f}",
         )  # fmt: skip
-    for name in Accounts(workspace).names():
-        if Person.account(name).id not in {rater.person for rater in raters(given)}:
-            table.add_row(Person.account(name).id, "0", "-", "-", "-", "-")
+    with opened.read() as session:
+        others = set(session.scalars(select(ChatSession.id))) | {
+            Person.account(name).id for name in Accounts(workspace).names()
+        }
+    for person in sorted(others - {rater.person for rater in raters(given)}):
+        table.add_row(person, "0", "-", "-", "-", "-")  # accounts, and who asks or gives thumbs only
     Console().print(table)
     alpha = krippendorff_alpha(pair_units(given), ordinal=True)
     click.echo(
@@ -80,7 +83,5 @@ def forget(person: str, database: str | None, root: str | None) -> None:
     workspace = Workspace(root)
     opened = open_database(database or workspace.database_path, create=False)
     count = Recorder(opened).withdraw_person(Person(person, "claimed"))
-    with opened.read() as session:
-        gone = withdrawn(session)
-    touched = erase_from_snapshots(workspace.root / "snapshots", gone)
+    touched = erase_withdrawn(opened, workspace.root / "snapshots")
     click.echo(f"{count} judgments of {person} are taken back, out of {len(touched)} snapshots.")

@@ -68,6 +68,10 @@ def _midranks(ranking: Sequence[int]) -> np.ndarray:
     return below + (equal + 1) / 2
 
 
+UNKNOWN_WEIGHT = 0.5
+"""Of people of whom nothing can be told."""
+
+
 @dataclass(frozen=True)
 class Rater:
     """What can be told of one person.
@@ -125,7 +129,7 @@ def _rater(
 
 def _weight(gold: Sequence[bool], shared: Sequence[bool]) -> float:
     if not gold and not shared:
-        return 0.5
+        return UNKNOWN_WEIGHT
     right, count = 2 * sum(gold) + sum(shared), 2 * len(gold) + len(shared)
     # Shrunk towards three quarters: most people mean well.
     share = (right + 1.5 * _PRIOR) / (count + 2 * _PRIOR)

@@ -29,26 +29,28 @@ class Standing:
 
 
 def strengths(wins: np.ndarray) -> np.ndarray:
-    """Natural-log strengths [versions], mean 0, of the maximum-likelihood Bradley-Terry model.
+    """Natural-log strengths [..., versions], mean 0, of the maximum-likelihood Bradley-Terry model.
 
     Args:
-        wins: [versions, versions], how often the row's version was preferred to the column's; a tie is half of each.
+        wins: [..., versions, versions], how often the row's version was preferred to the column's; a tie is half
+            of each.
 
     Half a win and half a loss against an imagined average opponent keep the strength of one that never lost finite.
     By minorisation-maximisation (Hunter 2004).
     """
-    count = len(wins)
-    games = wins + wins.T
-    won = wins.sum(axis=1) + 0.5
-    strength = np.ones(count)
+    games = wins + wins.swapaxes(-1, -2)
+    won = wins.sum(axis=-1) + 0.5
+    strength = np.ones_like(won)
     for _ in range(_ROUNDS):
         before = strength
-        expected = (games / (strength[:, None] + strength[None, :])).sum(axis=1) + 1 / (strength + 1)
+        expected = (games / (strength[..., :, None] + strength[..., None, :])).sum(axis=-1) + 1 / (
+            strength + 1
+        )
         strength = won / expected
         if np.max(np.abs(np.log(strength) - np.log(before))) < _ENOUGH:
             break
     logs = np.log(strength)
-    return logs - logs.mean()
+    return logs - logs.mean(axis=-1, keepdims=True)
 
 
 def standings(given: Sequence[Opinion], seed: int = 0, draws: int = _DRAWS) -> list[Standing]:
@@ -72,8 +74,8 @@ def standings(given: Sequence[Opinion], seed: int = 0, draws: int = _DRAWS) -> l
     tables = np.stack(list(by_person.values()))
     best = strengths(tables.sum(axis=0))
     generator = np.random.default_rng(seed)
-    chosen = generator.integers(len(tables), size=(draws, len(tables)))
-    drawn = np.stack([strengths(tables[some].sum(axis=0)) for some in chosen])
+    chosen = generator.multinomial(len(tables), [1 / len(tables)] * len(tables), size=draws)
+    drawn = strengths(np.tensordot(chosen.astype(float), tables, axes=1))
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     games = tables.sum(axis=(0, 2)) + tables.sum(axis=(0, 1))
     found = [

@@ -150,12 +150,16 @@ class Desk:
 
 
 def _done(session: Session) -> tuple[dict[int, set[str]], dict[int, set[str]]]:
-    """By item: who has judged it, who has passed it by."""
+    """By item: who has ranked its answers and did not take that back, who has passed it by."""
+    gone = withdrawn(session)
     judged: dict[int, set[str]] = defaultdict(set)
     skipped: dict[int, set[str]] = defaultdict(set)
-    query = select(Judgment.desk_item_id, Judgment.session_id).where(Judgment.desk_item_id.is_not(None))
-    for item, person in session.execute(query):
-        judged[item or 0].add(person or "")
+    query = select(Judgment.id, Judgment.desk_item_id, Judgment.session_id).where(
+        Judgment.desk_item_id.is_not(None), Judgment.kind == "ranking"
+    )
+    for number, item, person in session.execute(query):
+        if number not in gone:
+            judged[item or 0].add(person or "")
     for item, person in session.execute(select(DeskSkip.item_id, DeskSkip.session_id)):
         skipped[item].add(person)
     return judged, skipped

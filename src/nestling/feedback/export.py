@@ -231,7 +231,7 @@ def _scalar_row(judgment: Judgment, generation: Generation, label: bool) -> Row:
 def _scored_row(judgment: Judgment, generation: Generation, score: float) -> Row:
     row = _scalar_row(judgment, generation, False)
     del row["label"]
-    return row | {"score": score}
+    return row | {"score": score, "finished": _ended(generation)}
 
 
 def _ended(generation: Generation) -> bool:

@@ -16,6 +16,7 @@ from nestling.workspace.versions import check_name
 Kind = Literal["account", "browser", "claimed", "imported"]
 
 _ID_BYTES, _MAC_CHARS = 12, 43
+_LONGEST_NAME = 50  # an id of a person has 64 characters, "account:" among them
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Accounts:
 
     def __init__(self, workspace: Workspace) -> None:
         self._path = workspace.root / "people.json"
+        self._lock = lambda: workspace.lock("people", "the list of accounts", timeout=10)
         self._read_at: tuple[int, int] | None = None
         self._names: dict[str, str] = {}
 
@@ -87,13 +89,16 @@ class Accounts:
             WorkspaceError: the name cannot be used.
         """
         check_name(name)
-        known = self._hashes()
-        if name in known.values():
-            raise ConfigError(
-                f"there is an account {name!r}.", remedy="Choose another name, or remove it first."
-            )
+        if len(name) > _LONGEST_NAME:
+            raise ConfigError(f"{name!r} is too long.", remedy=f"Use at most {_LONGEST_NAME} characters.")
         token = secrets.token_urlsafe(24)
-        self._write(known | {_hash(token): name})
+        with self._lock():
+            known = self._hashes()
+            if name in known.values():
+                raise ConfigError(
+                    f"there is an account {name!r}.", remedy="Choose another name, or remove it first."
+                )
+            self._write(known | {_hash(token): name})
         return token
 
     def remove(self, name: str) -> None:
@@ -102,11 +107,12 @@ class Accounts:
         Raises:
             DataError: there is no such account.
         """
-        known = self._hashes()
-        if name not in known.values():
-            there = ", ".join(known.values()) or "none"
-            raise DataError(f"there is no account {name!r}.", remedy=f"Accounts: {there}.")
-        self._write({key: value for key, value in known.items() if value != name})
+        with self._lock():
+            known = self._hashes()
+            if name not in known.values():
+                there = ", ".join(known.values()) or "none"
+                raise DataError(f"there is no account {name!r}.", remedy=f"Accounts: {there}.")
+            self._write({key: value for key, value in known.items() if value != name})
 
     def names(self) -> list[str]:
         """All names, in alphabetical order."""

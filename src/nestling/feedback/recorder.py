@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from nestling.errors import DataError
 from nestling.feedback.people import Person
 from nestling.generation.protocol import Completion, Sampling
-from nestling.storage import ChatSession, Database, Generation, Judgment, RankedAnswer, Withdrawal
+from nestling.storage import ChatSession, Database, DeskItem, Generation, Judgment, RankedAnswer, Withdrawal
 from nestling.text.messages import Message
 
 Thumb = Literal["up", "down", "none"]
@@ -242,10 +242,24 @@ class Recorder:
 def _add(session: Session, client: Client, **fields: Any) -> int:
     """Add a judgment, which says what it replaces; returns its number."""
     judgment = Judgment(session_id=know(session, client), **fields)
+    _check_desk(session, judgment)
     judgment.supersedes = _earlier(session, judgment)
     session.add(judgment)
     session.flush()
     return judgment.id
+
+
+def _check_desk(session: Session, judgment: Judgment) -> None:
+    """What is said to be judged at the desk must lie there: a ranking is of all its answers, a score of one."""
+    if judgment.desk_item_id is None:
+        return
+    item, said = session.get(DeskItem, judgment.desk_item_id), answers_of(judgment)
+    shown = {answer.generation_id for answer in item.answers} if item else set()
+    if not (said == shown if judgment.kind == "ranking" else said <= shown):
+        raise DataError(
+            f"these are not the answers that lie on the desk as number {judgment.desk_item_id}.",
+            remedy="Judge all answers of one item as `GET /api/desk` gives them.",
+        )
 
 
 def _earlier(session: Session, judgment: Judgment) -> int | None:

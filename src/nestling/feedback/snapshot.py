@@ -14,10 +14,10 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 
 from nestling.config import Config
-from nestling.feedback.agreement import Rater, raters
-from nestling.feedback.export import Row, demonstration_rows, ranking_rows, score_rows
+from nestling.feedback.agreement import UNKNOWN_WEIGHT, Rater, raters
+from nestling.feedback.export import Row, demonstration_rows, ranking_rows, score_rows, withdrawn
 from nestling.feedback.opinions import opinions
-from nestling.storage import ChatSession, Database, DeskItem, Generation
+from nestling.storage import ChatSession, Database, DeskItem, Generation, Judgment
 from nestling.workspace import atomic
 
 KINDS: dict[str, Callable[[Database], Iterator[Row]]] = {
@@ -116,6 +116,8 @@ def take(database: Database, place: Path, rules: SnapshotRules, created: str) ->
     name = sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
     folder = place / name
     if not folder.exists():
+        place.mkdir(parents=True, exist_ok=True)
+        place.chmod(0o700)  # they hold what people wrote
         manifest = Manifest(
             name=name, created=created, rules=rules.model_dump(mode="json"), hashes=hashes, fates=dict(sifted.fates),
             judgments={key: sorted({row["judgment"] for row in rows}) for key, rows in content.items() if rows},
@@ -142,13 +144,15 @@ def _sift(database: Database, rules: SnapshotRules) -> _Sifted:
     """Every row with its fate: to learn from, to measure by, or left out for a reason."""
     given = list(opinions(database))
     known = {rater.person: rater for rater in raters(given)}
-    heaviest = max((rater.weight for rater in known.values()), default=0.0) or 1.0
+    heaviest = max((rater.weight for rater in known.values()), default=0.0) or UNKNOWN_WEIGHT
     kinds = _kinds(database)
     everything = [(kind, row) for kind, rows in KINDS.items() for row in rows(database)]
     person = lambda row: row["session"] if kinds.get(row["session"]) not in (None, "claimed") else CLAIMED
-    hurried = _hurried([row for _, row in everything], person, rules.most_a_minute)
+    hurried = _hurried([row for _, row in everything], rules.most_a_minute)
     people = sorted({person(row) for _, row in everything})
-    by_people = len(people) >= _ENOUGH_PEOPLE
+    held_people = sum(_share(who) < rules.held_out_share for who in people)
+    by_people = len(people) >= _ENOUGH_PEOPLE and 0 < held_people < len(people)
+    known_orders = _gold_judgments(database)
     fates: Counter[str] = Counter()
     parts: dict[str, dict[str, list[Row]]] = {
         part: {kind: [] for kind in KINDS} for part in ("train", "held_out")
@@ -158,6 +162,8 @@ def _sift(database: Database, rules: SnapshotRules) -> _Sifted:
     for kind, row in sorted(everything, key=lambda pair: -pair[1]["judgment"]):  # the newest first
         who = person(row)
         fate = _refused(row, known.get(row["session"] or ""), rules, hurried)
+        if row["judgment"] in known_orders:
+            fate = "of a known order, which measures people and versions"
         content = _digest([kind, row.get("prompt", ""), _said(row), who])
         if fate is None and content in seen:
             fate = "said twice"
@@ -172,14 +178,15 @@ def _sift(database: Database, rules: SnapshotRules) -> _Sifted:
         if fate is None:
             seen.add(content)
             taken[who] += part == "train"
-            weight = known[row["session"]].weight / heaviest if row["session"] in known else 1.0
-            parts[part][kind].append(row | {"weight": round(weight, 3)})
+            rater = known.get(row["session"] or "")
+            weight = (rater.weight if rater else UNKNOWN_WEIGHT) / heaviest
+            parts[part][kind].append(row | {"weight": max(round(min(weight, 1.0), 3), 0.001)})
     for part_rows in parts.values():
         for rows in part_rows.values():
             rows.sort(key=lambda row: row["judgment"])
-    held_people = {person(row) for rows in parts["held_out"].values() for row in rows}
-    train_people = {person(row) for rows in parts["train"].values() for row in rows}
-    counted = {"train": len(train_people), "held_out": len(held_people)}
+    counted = {
+        part: len({person(row) for rows in kinds.values() for row in rows}) for part, kinds in parts.items()
+    }
     return _Sifted(parts, fates, counted, "people" if by_people else "prompts")
 
 
@@ -200,17 +207,20 @@ def _refused(row: Row, rater: Rater | None, rules: SnapshotRules, hurried: set[i
     return None
 
 
-def _hurried(rows: Sequence[Row], person: Callable[[Row], str], most: int) -> set[int]:
-    """Judgments made in minutes in which one person made more than anybody can read."""
+def _hurried(rows: Sequence[Row], most: int) -> set[int]:
+    """Judgments made in minutes in which one name made more than anybody can read."""
     minutes: dict[tuple[str, str], set[int]] = defaultdict(set)
     for row in rows:
-        minutes[person(row), row["at"][:16]].add(row["judgment"])
-    return {
-        number
-        for (who, _), numbers in minutes.items()
-        if who != CLAIMED and len(numbers) > most
-        for number in numbers
-    }
+        if row["session"] is not None:
+            minutes[row["session"], row["at"][:16]].add(row["judgment"])
+    return {number for numbers in minutes.values() if len(numbers) > most for number in numbers}
+
+
+def _gold_judgments(database: Database) -> set[int]:
+    """Judgments of desk items whose right order is known."""
+    query = select(Judgment.id, DeskItem.gold).join(DeskItem, Judgment.desk_item_id == DeskItem.id)
+    with database.read() as session:
+        return {number for number, gold in session.execute(query) if gold}
 
 
 def _kinds(database: Database) -> dict[str | None, str]:
@@ -231,6 +241,13 @@ def gold_rows(database: Database) -> Iterator[Row]:
                     "finished": [g.finish_reason == "stop" for g in generations],
                     "template": f"gold {item.id}",
                 }
+
+
+def erase_withdrawn(database: Database, place: Path) -> list[str]:
+    """Take what people took back out of every snapshot on disk, as ``erase`` does."""
+    with database.read() as session:
+        gone = withdrawn(session)
+    return erase(place, gone)
 
 
 def erase(place: Path, judgments: Iterable[int]) -> list[str]:

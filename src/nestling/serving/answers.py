@@ -206,18 +206,21 @@ class Answers:
     async def _choose(self, answer: Answer, worker: EngineWorker, chooser: Chooser) -> None:
         """Answer several times, and give the best at once: nobody knows it before all are there."""
         question = answer.question
-        streams = [
-            worker.submit(Request(question.messages, sampling), question.fit_context)
-            for sampling in variants(question.sampling, chooser.count)
-        ]
+        streams: list[Stream] = []
         answer._stream = Several(streams)
         completions = []
-        for number, stream in enumerate(streams):
-            async for chunk in stream:
-                if number == 0 and not chunk.text and chunk.completion is None:
-                    answer._items.put_nowait(chunk)  # the engine took it
-                if chunk.completion is not None:
-                    completions.append(chunk.completion)
+        try:
+            for sampling in variants(question.sampling, chooser.count):
+                streams.append(worker.submit(Request(question.messages, sampling), question.fit_context))
+            for number, stream in enumerate(streams):
+                async for chunk in stream:
+                    if number == 0 and not chunk.text and chunk.completion is None:
+                        answer._items.put_nowait(chunk)  # the engine took it
+                    if chunk.completion is not None:
+                        completions.append(chunk.completion)
+        except BaseException:  # the queue is full, say: nobody waits for the others
+            answer._stream.cancel()
+            raise
         best = await asyncio.to_thread(chosen, completions, chooser.judge)
         used = streams[completions.index(best)].request.sampling
         await self._record(answer, used, best)

@@ -13,6 +13,7 @@ from nestling.feedback.arena import standings
 from nestling.feedback.opinions import opinions
 from nestling.feedback.people import Person
 from nestling.feedback.satisfaction import satisfaction, signals
+from nestling.feedback.snapshot import erase_withdrawn
 from nestling.serving.errors import ApiError
 from nestling.serving.schemas import Number, SkipRequest
 from nestling.serving.state import ServerState, person_of, state_of
@@ -37,17 +38,24 @@ async def me(request: Request) -> dict[str, Any]:
 
 @router.delete("/judgments/{number}")
 async def withdraw(request: Request, number: Number) -> dict[str, Any]:
-    """Take one's own judgment back for good."""
-    recorder = state_of(request).answers.recorder
-    await asyncio.to_thread(recorder.withdraw, number, _known(request))
+    """Take one's own judgment back for good, out of the snapshots that versions learnt from too."""
+    state = state_of(request)
+    await asyncio.to_thread(state.answers.recorder.withdraw, number, _known(request))
+    await asyncio.to_thread(_erase, state)
     return {"withdrawn": 1}
 
 
 @router.delete("/me")
 async def forget(request: Request) -> dict[str, Any]:
-    """Take back for good all that the asker has said."""
-    recorder = state_of(request).answers.recorder
-    return {"withdrawn": await asyncio.to_thread(recorder.withdraw_person, _known(request))}
+    """Take back for good all that the asker has said, out of the snapshots that versions learnt from too."""
+    state = state_of(request)
+    count = await asyncio.to_thread(state.answers.recorder.withdraw_person, _known(request))
+    await asyncio.to_thread(_erase, state)
+    return {"withdrawn": count}
+
+
+def _erase(state: ServerState) -> None:
+    erase_withdrawn(state.answers.recorder.database, state.workspace.root / "snapshots")
 
 
 @router.get("/desk")

@@ -28,8 +28,8 @@ def roll_back_if_worse(versions: VersionStore, database: Database) -> Satisfacti
     The version itself is marked as rejected, with the reason, so that it does not come back by itself.
     """
     pointer, before = versions.pointer(), served_before(versions)
-    if pointer is None or before is None:
-        return None
+    if pointer is None or before is None or versions.get(pointer.version).card.state == "rejected":
+        return None  # somebody promoted it by force, knowing that
     found = satisfaction(signals(database), pointer.version, before)
     if not found.is_worse:
         return None
@@ -37,7 +37,7 @@ def roll_back_if_worse(versions: VersionStore, database: Database) -> Satisfacti
         f"Rolled back: of {found.signals} answers people were content with {found.rate or 0:.0%}; with {before} it was "
         f"{found.before or 0:.0%} at least (evidence {found.evidence:.0f} to 1)."
     )
-    versions.roll_back(reason)
+    versions.roll_back(reason, of=pointer.version)
     versions.mark(pointer.version, "rejected", reason)
     log.warning("%s: %s", pointer.version, reason)
     return found
@@ -51,3 +51,5 @@ async def watch_satisfaction(versions: VersionStore, database: Database) -> None
             await asyncio.to_thread(roll_back_if_worse, versions, database)
         except NestlingError as error:  # a locked database, say: the next look may fare better
             log.warning("satisfaction was not looked at: %s", error)
+        except Exception:  # whatever it is, the watch must not end without a word
+            log.exception("satisfaction was not looked at")

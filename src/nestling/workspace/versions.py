@@ -296,14 +296,16 @@ class VersionStore:
                 self._point(Pointer(version=name, since=now(), reason=reason, history=past))
         return version
 
-    def roll_back(self, reason: str = "rolled back") -> Version:
-        """Point serving at the version served before this one.
+    def roll_back(self, reason: str = "rolled back", of: str | None = None) -> Version:
+        """Point serving at the version served before this one; before ``of``, if that is served.
 
         Raises:
-            WorkspaceError: when nothing that still exists was served before.
+            WorkspaceError: when nothing that still exists was served before, or another version than ``of`` is served.
         """
         with self._lock():
             current = self.pointer()
+            if of is not None and (current is None or current.version != of):
+                raise WorkspaceError(f"version {of!r} is not served any more.", where=str(self.pointer_path))
             past = [*current.history, _turn(current, over=True)] if current else []
             for number in reversed(range(len(past))):
                 name, over = past[number].version, past[number].over

@@ -109,7 +109,10 @@ function showOpinion() {
 byId("forget-me").addEventListener("click", async () => {
   if (!confirm(t("forgetMeSure"))) return;
   const said = await asked(() => remove("/api/me"));
-  if (said) saying(byId("forgotten"), "forgotten", { n: said.withdrawn });
+  if (!said) return;
+  saying(byId("forgotten"), "forgotten", { n: said.withdrawn });
+  memory.forget("identity"); // what is said under the old one counts no more
+  await identify().catch(() => {});
 });
 byId("theme").addEventListener("click", () => {
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
