@@ -99,7 +99,7 @@ def test_what_people_prefer_is_learnt_and_served(method: str, workspace: Workspa
     assert lineage(workspace, version)[0].replayable
     learned.execute()  # nothing is left to do
     assert workspace.versions.names() == ["v1-base", version.name]
-    assert tried_judgments(workspace) == learned.snapshot.manifest.new
+    assert tried_judgments(workspace, "ppo") == learned.snapshot.manifest.new
 
 
 @pytest.mark.slow
@@ -218,8 +218,45 @@ def test_ties_alone_teach_nothing(workspace: Workspace) -> None:
         ]
         recorder.record_comparison(*ids, "tie", client=person("mira"))
     database.close()
+    tried = learning(workspace, "dpo")
     with pytest.raises(DataError, match="Ties alone teach nothing"):
-        learning(workspace, "dpo").execute()
+        tried.execute()
+    assert Learn.unfinished(workspace) is None  # it is not tried again and again
+    assert tried_judgments(workspace, "dpo") == tried.snapshot.manifest.new
+    assert not tried_judgments(workspace, "kto")  # which may find something in them
+
+
+def test_a_learning_whose_parent_is_gone_does_not_stop_the_next(workspace: Workspace) -> None:
+    people_like(workspace, "good", "bad", people=2)
+    begun = learning(workspace, "dpo")
+    begun.folder.mkdir(parents=True)
+    kept = {"snapshot": begun.snapshot.folder.name, "parent": "v1-base", "recipe": {"name": "learn"}}
+    (begun.folder / "learn.json").write_text(json.dumps(kept))
+    [found] = Learn.all(workspace)
+    assert found.folder == begun.folder  # whatever the defaults are now
+    (begun.folder / "learn.json").write_text(json.dumps(kept | {"parent": "v9-gone"}))
+    assert Learn.unfinished(workspace) is None and tried_judgments(workspace, "dpo") == set()
+
+
+def test_of_a_ranking_the_best_are_good_and_the_worst_bad(workspace: Workspace) -> None:
+    database = open_database(workspace.database_path)
+    recorder = Recorder(database)
+    for number in range(40):
+        ids = [
+            recorder.record_generation(
+                "v1-base", prompt(f"q {number}"), Sampling(), Completion(text, "stop", 1, 1)
+            )
+            for text in ("sun", "moon", "star", "tree")
+        ]
+        recorder.record_ranking(ids, [2, 1, 3, 1], client=person("mira"))
+    database.close()
+    learned = learning(workspace, "kto")
+    model = learned.bench().load(learned.parent)
+    asked = len(learned.snapshot.rows("train", "rankings"))
+    labels = learned.labels(model)
+    assert (
+        len(labels) == 3 * asked > 0 and sum(item.good for item in labels) == 2 * asked
+    )  # the second is neither
 
 
 def test_settings_that_cannot_be_are_refused_by_name() -> None:

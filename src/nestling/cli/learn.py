@@ -85,7 +85,10 @@ def learn(method: str | None, path: Path | None, settings: tuple[str, ...], watc
         console.print(told, markup=False, highlight=False)
         if not watch:
             return
-        while _new(workspace, opened) < recipe.least_new:
+        time.sleep(_LOOK_SECONDS)
+        while (
+            Learn.unfinished(workspace) is None and _new(workspace, opened, recipe.method) < recipe.least_new
+        ):
             time.sleep(_LOOK_SECONDS)
 
 
@@ -97,13 +100,18 @@ def _once(
     if begun is None:
         snapshot = take(database, workspace.root / "snapshots", recipe.snapshot, now())
         _describe(snapshot, console)
-        fresh = len(snapshot.manifest.new - tried_judgments(workspace))
+        fresh = len(snapshot.manifest.new - tried_judgments(workspace, recipe.method))
         if dry_run or fresh < recipe.least_new:
             return f"{fresh} new judgments; learning begins at {recipe.least_new} (least_new)."
         serving = workspace.versions.serving()
         if serving is None:
             return "There is no version to learn from yet. Run `nestling up`."
         begun = Learn(workspace, recipe, snapshot, serving)
+    elif dry_run:
+        return f"{begun.name} ({begun.recipe.method}) was begun; `nestling learn` finishes it first."
+    else:
+        told = f"Going on with {begun.name} as it was begun (method {begun.recipe.method})."
+        console.print(told, markup=False, highlight=False)
     begun.execute(console)
     verdict = [event for event in begun.events.read()[0] if event["kind"] == "verdict"][-1]
     return " ".join(verdict["sentences"])
@@ -120,12 +128,12 @@ def _describe(snapshot: Snapshot, console: Console) -> None:
     )
 
 
-def _new(workspace: Workspace, database: Database) -> int:
+def _new(workspace: Workspace, database: Database, method: str) -> int:
     """How many judgments have come that no learning has tried."""
     from sqlalchemy import func, select
 
     from nestling.storage import Judgment
 
-    newest = max(tried_judgments(workspace), default=0)
+    newest = max(tried_judgments(workspace, method), default=0)
     with database.read() as session:
         return session.scalar(select(func.count()).select_from(Judgment).where(Judgment.id > newest)) or 0

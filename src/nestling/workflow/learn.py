@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from pydantic import Field, NonNegativeInt
 
 from nestling.config import Config, parse
@@ -45,6 +45,7 @@ from nestling.workflow.recipe import (
     RankConfig,
     apply_setting,
     check_behaviours,
+    read_yaml,
 )
 from nestling.workflow.stages import Bench
 from nestling.workspace import Version, Workspace, atomic
@@ -97,10 +98,7 @@ def load_learn_recipe(path: Path | None, settings: Sequence[str] = ()) -> LearnR
     Raises:
         ConfigError: an unknown key or behaviour, an impossible value; by place and name.
     """
-    text = (
-        path.read_text("utf-8") if path else (resources.files(__package__) / "learn.yaml").read_text("utf-8")
-    )
-    values: dict[str, Any] = yaml.safe_load(text)
+    values = read_yaml(path or resources.files(__package__) / "learn.yaml")
     for setting in settings:
         apply_setting(values, setting)
     recipe = parse(LearnRecipe, values, str(path or "learn"))
@@ -117,11 +115,14 @@ class Learn(Raising):
     stage_names = ("train", "gate-base", "gate-learned")
 
     def __init__(
-        self, workspace: Workspace, recipe: LearnRecipe, snapshot: Snapshot, parent: Version
-    ) -> None:
+        self, workspace: Workspace, recipe: LearnRecipe, snapshot: Snapshot, parent: Version,
+        name: str | None = None,
+    ) -> None:  # fmt: skip
         said = recipe.model_dump(mode="json", exclude_defaults=True)
-        name = f"learn-{snapshot.folder.name[:8]}-{materials.digest([said, parent.name])[:8]}"
-        super().__init__(workspace, name)
+        own = f"learn-{snapshot.folder.name[:8]}-{materials.digest([said, parent.name])[:8]}"
+        super().__init__(
+            workspace, name or own
+        )  # one that was begun keeps its name, whatever the defaults are now
         self.recipe, self.snapshot, self.parent = recipe, snapshot, parent
         self.title = f"{recipe.name} ({recipe.method})"
         self.evaluation, self.gate = recipe.evaluation, recipe.gate
@@ -129,12 +130,24 @@ class Learn(Raising):
 
     @classmethod
     def unfinished(cls, workspace: Workspace) -> Learn | None:
-        """The newest that was begun and has not come to its end."""
-        for path in sorted(workspace.runs.glob("learn-*/learn.json"), key=lambda path: -path.stat().st_mtime):
-            begun = cls.reopened(workspace, path)
-            if not begun.finished:
+        """The newest that was begun, has not come to its end and still can."""
+        for begun in cls.all(workspace):
+            if not begun.over and not begun.snapshot.manifest.erased:
                 return begun
         return None
+
+    @classmethod
+    def all(cls, workspace: Workspace) -> Iterator[Learn]:
+        """Every learning that can be opened, the newest first; not one whose parent or snapshot is gone."""
+        for path in sorted(workspace.runs.glob("learn-*/learn.json"), key=lambda path: -path.stat().st_mtime):
+            with suppress(WorkspaceError):
+                yield cls.reopened(workspace, path)
+
+    @property
+    def over(self) -> bool:
+        """Whether it came to its end, or its judgments can teach nothing, however often it is tried."""
+        events = self.events.read()[0]
+        return self.finished or (bool(events) and events[-1].get("hopeless", False))
 
     @classmethod
     def reopened(cls, workspace: Workspace, path: Path) -> Learn:
@@ -147,12 +160,15 @@ class Learn(Raising):
             kept = json.loads(path.read_text("utf-8"))
             recipe = parse(LearnRecipe, kept["recipe"], str(path))
             snapshot = Snapshot(workspace.root / "snapshots" / kept["snapshot"])
-            return cls(workspace, recipe, snapshot, workspace.versions.with_weights(kept["parent"]))
+            snapshot.manifest  # noqa: B018  it must be there
+            parent = workspace.versions.with_weights(kept["parent"])
+            return cls(workspace, recipe, snapshot, parent, path.parent.name)
         except (OSError, ValueError, KeyError) as error:
             remedy = "Move the run's folder away to begin anew."
             raise WorkspaceError(f"this cannot be read: {error}.", where=str(path), remedy=remedy) from error
 
     def steps(self) -> None:
+        self.folder.chmod(0o700)  # transcripts quote what people wrote
         kept = {"snapshot": self.snapshot.folder.name, "parent": self.parent.name,
                 "recipe": self.recipe.model_dump(mode="json")}  # fmt: skip
         atomic.write_json(self.folder / "learn.json", kept)
@@ -229,12 +245,8 @@ class Learn(Raising):
             checkpoint_seconds=bench.checkpoint_seconds, workers=bench.workers,
         )  # fmt: skip
         bench.events.append("report", stage="train", text=report.remark, **asdict(report))
-        card = stages.child_card(
-            self.recipe.method,
-            self.parent,
-            self.snapshot.manifest.hashes,
-            {self.recipe.method: asdict(report)},
-        )
+        metrics: dict[str, Any] = {self.recipe.method: asdict(report)}
+        card = stages.child_card(self.recipe.method, self.parent, self.snapshot.manifest.hashes, metrics)
         told = card.model_validate(card.model_dump() | self.lineage())
         return bench.publish("learn", lambda folder: save_model(folder, model), told)
 
@@ -275,19 +287,21 @@ class Learn(Raising):
         return found
 
     def labels(self, model: LoadedModel) -> list[LabelledIds]:
-        """Scored answers as good or bad; of a ranking the best is good and the worst bad."""
+        """Scored answers as good or bad; of a ranking the best are good and the worst bad."""
         given: list[tuple[list[int], list[int], bool, float]] = []
-        encode = lambda row, answer: materials.answer_ids(model.tokenizer, row, answer)
         for row in self.snapshot.rows("train", "scores"):
             if row["score"] != 0.5:
-                prompt, answer = encode(row, row["completion"][0]["content"])
+                prompt, answer = materials.answer_ids(model.tokenizer, row, row["completion"][0]["content"])
                 given.append((prompt, answer, row["score"] > 0.5, row["weight"]))
-        for pair in self.pairs(model):
-            given += [
-                (pair.prompt, pair.chosen, True, pair.weight),
-                (pair.prompt, pair.rejected, False, pair.weight),
-            ]
-        return with_foreign_answers(given, self.recipe.seed) if given else []
+        for row in self.snapshot.rows("train", "rankings"):
+            ranked = materials.ranked_ids(model.tokenizer, as_ranking(row))
+            best, worst = min(ranked.ranks), max(ranked.ranks)
+            for answer, rank in zip(ranked.completions, ranked.ranks, strict=True):
+                if best < worst and rank in (best, worst):
+                    given.append((ranked.prompt, answer, rank == best, ranked.weight))
+        longest = model.config.context_length
+        fitting = [one for one in given if len(one[0]) + len(one[1]) <= longest]
+        return with_foreign_answers(fitting, self.recipe.seed) if fitting else []
 
     def prompts(self) -> Iterator[Item]:
         """What people asked, for PPO; no check says what is right."""

@@ -62,16 +62,19 @@ def replay(workspace: Workspace, version: Version, console: Console) -> bool:
             remedy="Replay a version that `nestling learn` has made.",
         )
     if not origin.replayable:
+        there = (origin.snapshot.folder / "manifest.json").exists()
         raise WorkspaceError(
-            f"judgments that {version.name} learnt from have been taken back: it can no longer be replayed.",
+            f"{version.name} can no longer be replayed: "
+            + ("judgments it learnt from have been taken back." if there else "its snapshot is gone."),
             where=str(origin.snapshot.folder),
         )
     run = str((version.card.model_extra or {})["run"])
     again = workspace.root / "replays" / version.name
-    scratch = _copy(workspace, again, version)
-    made = Learn.reopened(scratch, _settings(workspace, scratch, run))
-    with made.events.to(console):
-        twin = made.train(made.bench().at("train"))
+    with workspace.lock("trainer", "the raising of versions"):
+        scratch = _copy(workspace, again, version)
+        made = Learn.reopened(scratch, _settings(workspace, scratch, run))
+        with made.events.to(console):
+            twin = made.train(made.bench().at("train"))
     same: bool = folder_identity(twin.folder) == folder_identity(version.folder)
     if same:
         shutil.rmtree(again)
@@ -101,25 +104,24 @@ def _settings(workspace: Workspace, scratch: Workspace, run: str) -> Path:
     folder = scratch.run_folder(run)
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("learn.json", "hardware.json"):
-        shutil.copy(workspace.run_folder(run) / name, folder / name)
+        try:
+            shutil.copy(workspace.run_folder(run) / name, folder / name)
+        except FileNotFoundError as error:
+            raise WorkspaceError(
+                f"the run that made this version is gone: there is no {name}.",
+                where=str(workspace.run_folder(run)),
+                remedy="Restore the folder; without its settings nothing can be trained again.",
+            ) from error
     return folder / "learn.json"
 
 
-def tried_judgments(workspace: Workspace) -> set[int]:
-    """Judgments that some finished learning was given, whatever came of it."""
+def tried_judgments(workspace: Workspace, method: str) -> set[int]:
+    """Judgments that a finished learning was given, whatever came of it, or that ``method`` could not learn from."""
     tried: set[int] = set()
-    for path in workspace.runs.glob("learn-*/learn.json"):
-        learning = _reopened(workspace, path)
-        if learning is not None and learning.finished:
+    for learning in Learn.all(workspace):
+        if learning.finished or (learning.over and learning.recipe.method == method):
             tried |= learning.snapshot.manifest.new
     return tried
-
-
-def _reopened(workspace: Workspace, path: Path) -> Learn | None:
-    try:
-        return Learn.reopened(workspace, path)
-    except WorkspaceError:
-        return None  # its parent's weights or its snapshot are gone: nothing to go on with
 
 
 def told(origins: list[Origin]) -> list[dict[str, Any]]:

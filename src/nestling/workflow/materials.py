@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from importlib import resources
@@ -134,12 +135,17 @@ def sft_material(
             found = training_samples(tokenizer, row.messages, f"{name}:{number}")
             lengths[name].append(max(len(sample.ids) for sample in found))
             own += found
-        hashes[Path(name).name] = file_digest(Path(name))
+        hashes[_unused(Path(name).name, hashes)] = file_digest(Path(name))
     key = lambda sample: json.dumps(sample.ids)
     train, validation = split_off(samples, data.validation_share, key)
     own_train, own_validation = split_off(own, data.validation_share, key)
     train += max(1, data.own_repeats) * own_train
     return SFTMaterial(train, validation + own_validation, hashes, lengths)
+
+
+def _unused(name: str, known: Collection[str]) -> str:
+    """The name, with a number behind it where another file is called so."""
+    return next(n for n in (name, *(f"{name} ({count})" for count in itertools.count(2))) if n not in known)
 
 
 def rehearsal(data: DataConfig, seed: int, assistant: str, tokenizer: Tokenizer) -> SFTMaterial:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from nestling.compute.courtesy import make_way_for
 from nestling.compute.process import forget_peak, give_memory_back, peak_memory
+from nestling.errors import DataError
 from nestling.evaluation.detectors import measure_detectors
 from nestling.evaluation.results import Results
 from nestling.workflow import stages
@@ -67,7 +68,9 @@ class Raising(ABC):
             except BaseException as error:  # told to whoever watches, then passed on
                 stopped = isinstance(error, KeyboardInterrupt)
                 self.events.append(
-                    "run_stopped" if stopped else "run_failed", reason=str(error) or repr(error)
+                    "run_stopped" if stopped else "run_failed",
+                    reason=str(error) or repr(error),
+                    hopeless=isinstance(error, DataError),  # the same data will fail again
                 )
                 raise
             finally:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -209,39 +210,41 @@ def load_recipe(
 
 def _read(name_or_path: str) -> dict[str, Any]:
     """What a recipe's YAML says."""
-    path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml"):
-        try:
-            text = path.read_text("utf-8")
-        except OSError as error:
-            raise ConfigError(
-                f"cannot be read: {error.strerror}.",
-                where=str(path),
-                remedy="Check that the file is there and yours to read.",
-            ) from None
-        except UnicodeDecodeError as error:
-            raise ConfigError(
-                f"is not UTF-8: {error}.", where=str(path), remedy="Save the file as UTF-8."
-            ) from None
-    elif name_or_path in packaged_recipes():
-        text = (resources.files("nestling") / "recipes" / f"{name_or_path}.yaml").read_text("utf-8")
-    else:
-        known = ", ".join(packaged_recipes())
-        raise ConfigError(
-            f"there is no recipe {name_or_path!r}.", remedy=f"Use one of {known}, or a .yaml file."
-        )
+    if name_or_path.endswith((".yaml", ".yml")):
+        return read_yaml(Path(name_or_path))
+    if name_or_path in packaged_recipes():
+        return read_yaml(resources.files("nestling") / "recipes" / f"{name_or_path}.yaml")
+    known = ", ".join(packaged_recipes())
+    raise ConfigError(f"there is no recipe {name_or_path!r}.", remedy=f"Use one of {known}, or a .yaml file.")
+
+
+def read_yaml(source: Traversable) -> dict[str, Any]:
+    """Keys and values of a YAML file.
+
+    Raises:
+        ConfigError: it cannot be read, is no YAML or something else than keys and values.
+    """
+    where = str(source)
     try:
-        values = yaml.safe_load(text)
+        values = yaml.safe_load(source.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot be read: {error.strerror}.",
+            where=where,
+            remedy="Check that the file is there and yours to read.",
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"is not UTF-8: {error}.", where=where, remedy="Save the file as UTF-8.") from None
     except yaml.YAMLError as error:
         raise ConfigError(
             f"is not valid YAML: {error}",
-            where=name_or_path,
+            where=where,
             remedy="Mend the line it names; recipes/quickstart.yaml is an example.",
         ) from None
     if not isinstance(values, dict):
         raise ConfigError(
             "must hold keys and values.",
-            where=name_or_path,
+            where=where,
             remedy="Begin with `name: mine`; recipes/quickstart.yaml is an example.",
         )
     return values

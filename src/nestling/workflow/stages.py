@@ -364,6 +364,8 @@ def measure(
         suite = build_suite(split, config.seed, sizes=config.sizes, assistant=assistant)
     model = bench.load(version)
     identity = f"{folder_identity(version.folder)}/{bench.hardware.arithmetic}"
+    if best_of(version) > 1:
+        identity += f"/best of {best_of(version)}"
     return evaluate(
         bench.answering(version, model),
         suite,
