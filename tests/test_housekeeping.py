@@ -22,7 +22,12 @@ def workspace(tmp_path: Path) -> Workspace:
     workspace.versions.publish(lambda folder: save_model(folder, tiny_model()), Card(kind="base"))
     workspace.versions.promote("v1-base", "first")
     open_database(workspace.database_path).close()
-    for place, size in (("cache/answers/ab", 3000), ("cache/bases/b", 500), ("runs/quickstart-0", 7)):
+    for place, size in (
+        ("cache/answers/ab", 3000),
+        ("cache/bases/b", 500),
+        ("runs/quickstart-0", 7),
+        ("snapshots/ab", 9),
+    ):
         (workspace.root / place).mkdir(parents=True)
         (workspace.root / place / "file").write_bytes(b"x" * size)
     (workspace.versions.folder / ".v2-sft.x.partial").mkdir()
@@ -35,6 +40,7 @@ def test_everything_that_lies_there_is_told(workspace: Workspace) -> None:
     }
     assert told["cache/answers"] == ("answers", 3000) and told["cache/bases"] == ("bases", 500)
     assert told["runs/quickstart-0"] == ("run", 7) and told["versions/.v2-sft.x.partial"] == ("left over", 0)
+    assert told["snapshots/ab"] == ("snapshot", 9)
     files = [path for path in workspace.root.rglob("*") if path.is_file()]
     others = sum(
         path.stat().st_size for path in files if path.name == "serving.json" or path.parent.name == "locks"

@@ -11,11 +11,13 @@ from typing import Literal
 
 from nestling.workspace import Workspace, atomic
 
-Kind = Literal["version", "run", "answers", "bases", "bench", "judgments", "left over"]
+Kind = Literal["version", "run", "snapshot", "replay", "answers", "bases", "bench", "judgments", "left over"]
 
 ABOUT: dict[Kind, str] = {
     "version": "weights and card",
     "run": "diary, evaluations, report; checkpoints while it is not finished",
+    "snapshot": "what one learning could learn from; its version can be trained again while it is there",
+    "replay": "a version trained again that came out otherwise",
     "answers": "answers of evaluations, so that none is asked twice",
     "bases": "base models as downloaded",
     "bench": "models laid down for benchmarks",
@@ -23,7 +25,7 @@ ABOUT: dict[Kind, str] = {
     "left over": "what killed processes had half written",
 }
 
-CLEANED: tuple[Kind, ...] = ("answers", "bench", "left over")
+CLEANED: tuple[Kind, ...] = ("replay", "answers", "bench", "left over")
 """What ``clean`` removes: it is made again when it is asked for. Downloads need a network, so they go when told."""
 
 
@@ -44,8 +46,12 @@ def parts(workspace: Workspace) -> list[Part]:
 def _places(workspace: Workspace) -> Iterator[tuple[Kind, Path]]:
     for name in workspace.versions.names():
         yield "version", workspace.versions.folder / name
-    if workspace.runs.exists():
-        yield from (("run", path) for path in sorted(workspace.runs.iterdir()))
+    folders: dict[Kind, Path] = {
+        "run": workspace.runs, "snapshot": workspace.root / "snapshots", "replay": workspace.root / "replays"
+    }  # fmt: skip
+    for kind, folder in folders.items():
+        if folder.exists():
+            yield from ((kind, path) for path in sorted(folder.glob("[!.]*")))
     yield "answers", workspace.cache / "answers"
     yield "bases", workspace.cache / "bases"
     yield "bases", workspace.cache / "hub"
