@@ -24,7 +24,7 @@ from nestling.generation.engine import Engine
 from nestling.model.hf_folder import save_model
 from nestling.workflow import materials
 from nestling.workflow.progress import ProgressReader
-from nestling.workflow.recipe import RankConfig, load_recipe
+from nestling.workflow.recipe import DataConfig, RankConfig, load_recipe
 from nestling.workflow.stages import Bench
 from nestling.workspace import EventLog, Workspace
 from serving_support import LiveServer, wait_until
@@ -338,3 +338,15 @@ def test_up_refuses_a_port_in_use_before_it_fetches_anything(tmp_path: Path) -> 
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and f"cannot listen on 127.0.0.1 port {port}" in done.stderr
     assert not list(tmp_path.glob("versions/*")) and not list(tmp_path.glob("cache/*"))
+
+
+def test_two_files_of_one_name_are_both_on_the_card(tmp_path: Path) -> None:
+    files = [tmp_path / folder / "faq.jsonl" for folder in ("ours", "theirs")]
+    for file in files:
+        file.parent.mkdir()
+        turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": file.parent.name}]
+        file.write_text(json.dumps({"messages": turns}) + "\n")
+    data = DataConfig(files=[str(file) for file in files], demonstrations={}, replay=0)
+    hashes = materials.sft_material(data, 0, "Nestling", tiny_model().tokenizer, []).hashes
+    assert {"faq.jsonl", "faq.jsonl (2)"} <= hashes.keys()
+    assert hashes["faq.jsonl"] != hashes["faq.jsonl (2)"]

@@ -145,7 +145,8 @@ def sft_material(
 
 def _unused(name: str, known: Collection[str]) -> str:
     """The name, with a number behind it where another file is called so."""
-    return next(n for n in (name, *(f"{name} ({count})" for count in itertools.count(2))) if n not in known)
+    names = itertools.chain([name], (f"{name} ({number})" for number in itertools.count(2)))
+    return next(unused for unused in names if unused not in known)
 
 
 def rehearsal(data: DataConfig, seed: int, assistant: str, tokenizer: Tokenizer) -> SFTMaterial:
