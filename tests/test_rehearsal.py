@@ -48,7 +48,7 @@ def test_demonstrations_add_their_mean_loss_times_its_coefficient(tmp_path: Path
     gradients = []
     for coef in (0.0, 0.7):
         ppo = make_ppo(tmp_path, demonstration_coef=coef, demonstration_tokens=400, minibatches=1)
-        ppo.learner.apply = lambda scale: 0.0  # type: ignore[method-assign]  # gather only
+        ppo.learner.apply = lambda scale: {"grad_norm": 0.0}  # type: ignore[method-assign]  # gather only
         _, traces, minibatches = experience(ppo)
         ppo.config = ppo.config.model_copy(update={"epochs": 1})
         ppo.update(traces, minibatches, 0)
