@@ -228,14 +228,7 @@ def decide(
         )
     guard_lines, guard_problems = _judge_guards(guards, rule)
     problems += guard_problems
-    if problems:
-        headline = f"Kept, not served: {problems[0]}."
-    else:
-        gained, least = 100 * evidence_line.gain, 100 * (evidence_line.bound or 0)
-        headline = (
-            f"Accepted: {candidate.name} gains {gained:.1f} points on {label}, "
-            f"at least {least:.1f}; nothing that is guarded has lost more than allowed."
-        )
+    headline = _headline(candidate.name, evidence_line, label, problems)
     reported = [m for name, m in measures.items() if m not in guarded]
     reported_lines = _reported_lines(candidate, incumbent, reported)
     notes = [f"Reported only: {m.label} ({doubts[name]})." for name, m in measures.items() if doubts[name]]
@@ -249,6 +242,16 @@ def decide(
         sentences=[headline, *(f"Also: {problem}." for problem in problems[1:]), *notes],
         rule=rule.describe(label),
         lines=[evidence_line, *guard_lines, *reported_lines],
+    )
+
+
+def _headline(name: str, evidence: GateLine, label: str, problems: Sequence[str]) -> str:
+    if problems:
+        return f"Kept, not served: {problems[0]}."
+    gained, least = 100 * evidence.gain, 100 * (evidence.bound or 0)
+    return (
+        f"Accepted: {name} gains {gained:.1f} points on {label}, "
+        f"at least {least:.1f}; nothing that is guarded has lost more than allowed."
     )
 
 
