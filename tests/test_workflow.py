@@ -70,7 +70,8 @@ def better(ranks: Sequence[int]) -> list[tuple[int, int]]:
 
 
 SETTINGS = {
-    "hardware": {"dtype": faster_dtype("cpu"), "threads": 2},  # bf16 takes twice as long where nothing computes in it
+    # bf16 takes twice as long where nothing computes in it; how many workers were chosen would depend on neighbours
+    "hardware": {"dtype": faster_dtype("cpu"), "threads": 2, "workers": 2},
     "checkpoint_seconds": 0,
     "data": {"demonstrations": {"refusal": 60, "identity": 40, "format": 60}, "replay": 70, "replay_max_tokens": 8},
     "sft": {"max_tokens": 14000, "batch_tokens": 2048, "validate_every": 3},
@@ -203,18 +204,7 @@ def test_another_assistant_is_judged_against_its_own_base(whole: Path, recipe: P
 @pytest.mark.slow
 def test_one_verb_at_a_time_ends_with_the_same_weights(whole: Path, recipe: Path, tmp_path: Path) -> None:
     def nestling(*words: str) -> str:
-        command = [
-            sys.executable,
-            "-m",
-            "nestling",
-            *words,
-            "-w",
-            str(tmp_path),
-            "--dtype",
-            SETTINGS["hardware"]["dtype"],
-            "--threads",
-            "2",
-        ]
+        command = [sys.executable, "-m", "nestling", *words, "-w", str(tmp_path)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stdout + done.stderr
         told.append(done.stderr)

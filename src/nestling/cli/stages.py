@@ -73,7 +73,10 @@ class Call:
         self._known = {version.name for version in self.workspace.versions.list()}
         mine = {section: self.config, "assistant": self.parent.card.assistant}
         self.recipe: Recipe = recipe.model_copy(update=mine)
-        self._hardware = (dtype, threads)
+        given = {"dtype": dtype, "threads": threads}
+        self._hardware = recipe.hardware.model_copy(
+            update={key: value for key, value in given.items() if value not in ("auto", 0)}
+        )
 
     def show(self, files: Sequence[str], starter: bool) -> None:
         """Replace the recipe's conversations by these, or add these to them."""
@@ -89,10 +92,10 @@ class Call:
 
         Other trainings are kept out of the workspace meanwhile, and the terminal is told how it goes.
         """
-        wanted = [self.parent.name, self.recipe.fingerprint, self._hardware, *map(str, more)]
+        wanted = [self.parent.name, self.recipe.fingerprint, self._hardware.model_dump(), *map(str, more)]
         name = f"{self.section}-{materials.digest(wanted)[:10]}"
         with self.workspace.lock("trainer", "the raising of versions"):
-            bench = Bench.open(self.workspace, name, lambda: choose_hardware(*self._hardware))
+            bench = Bench.open(self.workspace, name, lambda: self._hardware.detect().apply())
             with bench.events.to(Console(stderr=True)), bench.nothing_left_of_a_refusal():
                 yield bench
 
