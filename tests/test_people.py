@@ -82,8 +82,10 @@ def test_what_is_taken_back_is_in_no_dataset(recorder: Recorder) -> None:
         recorder.withdraw(kept, person("tom"))
     assert recorder.withdraw_person(person("tom")) == 1
     assert list(ranking_rows(recorder.database)) == []
-    recorder.record_comparison(a, b, "b", client=person("tom"))
-    assert list(ranking_rows(recorder.database)) == []  # nor what comes under that name later
+    again = recorder.record_comparison(a, b, "b", client=person("tom"))  # whoever speaks again is heard again
+    assert [row["judgment"] for row in ranking_rows(recorder.database)] == [again]
+    assert recorder.withdraw_person(person("tom")) == 1 and recorder.withdraw_person(person("tom")) == 0
+    assert list(ranking_rows(recorder.database)) == []
 
 
 def test_a_change_of_mind_says_what_it_replaces(recorder: Recorder) -> None:

@@ -67,7 +67,8 @@ def test_judgments_of_the_first_release_are_kept(tmp_path: Path) -> None:
         config.attributes["connection"] = connection
         for statement in ("DROP TABLE desk_skips", "DROP TABLE desk_answers", "DROP TABLE desk_items",
                           "DROP TABLE withdrawals", "DROP TABLE ranked_answers", "DROP TABLE judgments",
-                          "DROP TABLE generations", "DROP TABLE sessions", "DROP TABLE alembic_version"):  # fmt: skip
+                          "DROP TABLE imports", "DROP TABLE generations", "DROP TABLE sessions",
+                          "DROP TABLE alembic_version"):  # fmt: skip
             connection.exec_driver_sql(statement)
         command.upgrade(config, "0001")
         connection.exec_driver_sql(

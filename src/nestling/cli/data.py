@@ -15,6 +15,7 @@ from nestling.data import curriculum
 from nestling.data.formats import Conversation, FileReport, check_file, read_rows, write_rows
 from nestling.errors import DataError
 from nestling.feedback.export import export
+from nestling.feedback.imports import FileOfJudgments, Imported, import_judgments, read_judgments
 from nestling.storage import open_database
 from nestling.text.samples import describe_tokens, training_samples
 from nestling.text.tokenizer import Tokenizer
@@ -23,7 +24,7 @@ from nestling.workspace import Workspace, atomic
 
 @click.group()
 def data() -> None:
-    """Look at the starter data, check or convert a file, show what is trained, take out people's judgments."""
+    """Look at the starter data, check or convert a file, show what is trained, take people's judgments out and in."""
 
 
 @data.command()
@@ -112,6 +113,48 @@ def judgments(folder: Path, database: str | None, root: str | None) -> None:
     opened = open_database(database or Workspace(root).database_path, create=False)
     for name, count in export(opened, folder).items():
         click.echo(f"{folder / name}: {count} rows")
+
+
+@data.command("import")
+@click.argument("files", type=click.Path(path_type=Path, dir_okay=False), nargs=-1, required=True)
+@click.option("--leave-out", is_flag=True, help="List rows that are wrong and go on without them.")
+@click.option("--database", help="Path or URL of the judgments.  [default: the workspace's]")
+@workspace_option
+def import_(files: tuple[Path, ...], leave_out: bool, database: str | None, root: str | None) -> None:
+    """Take in judgments that were made elsewhere: all that FILES say, or nothing where a row is wrong.
+
+    Preferences, labels and conversations as TRL and OpenAI write them, what `nestling data judgments` writes (one of
+    the forms, not several), and Open WebUI's export of feedback. Later versions learn from them; whether people are
+    content with a version of yours they do not tell. The same file a second time adds nothing.
+    """
+    read = [read_judgments(file) for file in files]
+    problems = [problem for file in read for problem in file.problems]
+    if problems and not leave_out:
+        more = (
+            f" There are {len(problems) - 1} more; --leave-out lists and leaves them out."
+            if problems[1:]
+            else ""
+        )
+        raise DataError(problems[0].what, where=problems[0].where, remedy=f"{problems[0].remedy or ''}{more}")
+    for problem in problems:
+        click.echo(str(problem))
+    opened = open_database(database or Workspace(root).database_path)
+    for file, done in zip(read, import_judgments(opened, read), strict=True):
+        _tell_import(file, done)
+
+
+def _tell_import(file: FileOfJudgments, done: Imported) -> None:
+    if done.before is not None:
+        click.echo(f"{file.path}: imported on {done.before} already; nothing is new.")
+        return
+    kinds = ", ".join(
+        f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in sorted(done.new.items())
+    )
+    click.echo(
+        f"{file.path}: {kinds or 'nothing'} new, {done.known} here already, {len(file.problems)} wrong."
+    )
+    for lack, count in file.left_out.items():
+        click.echo(f"{file.path}: {count} left out: {lack}.")
 
 
 @data.command()

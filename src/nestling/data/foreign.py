@@ -8,6 +8,7 @@
 | question and answer | ``question`` and ``answer``, or ``prompt`` and ``response`` | conversation |
 | TRL prompt-completion | ``prompt``, ``completion`` | conversation |
 | TRL preference | ``chosen``, ``rejected``: whole conversations, with or without ``prompt`` | preference |
+| TRL preference, plain | ``chosen``, ``rejected``: whole texts, without ``prompt`` | preference |
 | OpenAI preference | ``input``, ``preferred_output``, ``non_preferred_output`` | preference |
 
 Content in parts (``[{"type": "text", "text": ...}]``), as OpenAI's API takes it, becomes text in every shape.
@@ -17,6 +18,7 @@ Nothing is judged here: what comes out is validated like a row of ours.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -92,6 +94,30 @@ def _whole_conversations(value: Value) -> Value:
     return {"prompt": chosen[:common], "chosen": chosen[common:], "rejected": rejected[common:]}
 
 
+def _whole_texts(value: Value) -> Value:
+    """TRL's implicit prompt of plain text: what both texts begin with, up to the last whole word. Texts that are told
+    as "Human: ... Assistant: ..." are conversations."""
+    told = [_told_turns(value[name]) for name in ("chosen", "rejected")]
+    if all(told):
+        return _whole_conversations({"chosen": told[0], "rejected": told[1]})
+    chosen, rejected = value["chosen"], value["rejected"]
+    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))
+    common = len(list(alike))
+    while common and not chosen[common - 1].isspace():
+        common -= 1
+    prompt = {"prompt": chosen[:common].rstrip()} if chosen[:common].strip() else {}
+    return prompt | {"chosen": chosen[common:], "rejected": rejected[common:]}
+
+
+def _told_turns(text: str) -> list[Value]:
+    before, *parts = re.split(r"(?:^|\n\n)(Human|Assistant):", text)
+    if before.strip() or len(parts) < 4:
+        return []
+    speakers = {"Human": "user", "Assistant": "assistant"}
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    return [_turn(speakers[speaker], said.strip()) for speaker, said in pairs]
+
+
 def _openai_preference(value: Value) -> Value:
     given = value["input"]
     prompt = given.get("messages") if isinstance(given, dict) else given
@@ -111,10 +137,15 @@ def _is_whole_conversations(value: Value) -> bool:
     return all(isinstance(value.get(name), list) and len(value[name]) > 1 for name in ("chosen", "rejected"))
 
 
+def _is_whole_texts(value: Value) -> bool:
+    return "prompt" not in value and all(isinstance(value.get(name), str) for name in ("chosen", "rejected"))
+
+
 _SHAPES: tuple[tuple[str, Callable[[Value], bool], Callable[[Value], Value]], ...] = (
     ("ShareGPT", _has("conversations"), _sharegpt),
     ("OpenAI preference", _has("input", "preferred_output", "non_preferred_output"), _openai_preference),
     ("TRL preference", _is_whole_conversations, _whole_conversations),
+    ("TRL preference", _is_whole_texts, _whole_texts),
     ("Alpaca", lambda value: "instruction" in value and _is_exchange(value), _exchange),
     ("question and answer", _is_exchange, _exchange),
 )

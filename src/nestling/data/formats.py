@@ -136,7 +136,7 @@ def read_rows(path: Path | str, row_type: type[RowType]) -> Iterator[RowType]:
     empty = True
     for record in records(path):
         where = f"{path}:{record.line}"
-        row, _ = _row(record.parsed(where), where)
+        row, _ = as_row(record.parsed(where), where)
         if not isinstance(row, row_type):
             remedy = f"Give a file whose rows have the fields {_listed(_FIELDS[row_type.kind])}."
             raise DataError(f"this is a {row.kind}, not a {row_type.kind}.", where=where, remedy=remedy)
@@ -182,7 +182,7 @@ def check_file(path: Path | str) -> FileReport:
 def _take(report: FileReport, record: Record, where: str, first_line: dict[bytes, int]) -> Problem | None:
     """Count one more record; what is wrong with it, if anything."""
     try:
-        row, shape = _row(record.parsed(where), where)
+        row, shape = as_row(record.parsed(where), where)
     except DataError as error:
         return _problem(record.line, error, where)
     report.kind = report.kind or row.kind
@@ -205,11 +205,11 @@ def parse_row(line: bytes | str, where: str) -> Row:
     Raises:
         DataError: naming ``where``: not UTF-8, not JSON, a missing or wrong field.
     """
-    return _row(parse_json(line, where), where)[0]
+    return as_row(parse_json(line, where), where)[0]
 
 
-def _row(value: Any, where: str) -> tuple[Row, str]:
-    """The row and the shape it was written in."""
+def as_row(value: Any, where: str) -> tuple[Row, str]:
+    """A parsed value as a row, and the shape it was written in; raises as ``parse_row`` does."""
     if not isinstance(value, dict):
         raise DataError(
             f"a row must be a JSON object, not a {type(value).__name__}.",

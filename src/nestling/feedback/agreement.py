@@ -120,7 +120,7 @@ def _rater(
         others = sum(other.verdict for other in by_pair[opinion.pair] if other.person != person)
         if others and opinion.verdict:
             shared.append(opinion.verdict == (1 if others > 0 else -1))
-    sides = [(o.verdict > 0) == o.first_shown for o in own if o.verdict]
+    sides = [(o.verdict > 0) == o.first_shown for o in own if o.verdict and o.first_shown is not None]
     return Rater(
         person, len(own), sum(gold), len(gold), sum(shared), len(shared),
         sum(sides) / len(sides) if sides else None, _weight(gold, shared),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nestling.feedback.opinions import Opinion
+from nestling.feedback.people import is_foreign
 
 POINTS = 400 / math.log(10)
 """A difference of 400 points makes the stronger one preferred ten times as often, as chess has it."""
@@ -54,11 +55,12 @@ def strengths(wins: np.ndarray) -> np.ndarray:
 
 
 def standings(given: Sequence[Opinion], seed: int = 0, draws: int = _DRAWS) -> list[Standing]:
-    """Versions by strength, best first, of blind opinions on answers of different versions.
+    """Versions by strength, best first, of blind opinions on answers of different versions of ours.
 
     Intervals are percentiles of resampling people, as one person's opinions are alike.
     """
-    fair = [o for o in given if o.blinded and o.versions[0] != o.versions[1]]
+    ours = (o for o in given if not any(map(is_foreign, o.versions)))
+    fair = [o for o in ours if o.blinded and o.versions[0] != o.versions[1]]
     names = sorted({version for opinion in fair for version in opinion.versions})
     if not names:
         return []

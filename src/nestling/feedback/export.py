@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from nestling.storage import Database, Generation, Judgment, RankedAnswer, Withdrawal
@@ -49,7 +49,7 @@ def preference_rows(database: Database) -> Iterator[Row]:
         answers = sorted(
             zip(row["ranks"], row["completions"], row["versions"], strict=True), key=lambda answer: answer[0]
         )
-        origin: Row = {key: row[key] for key in ("session", "judgment", "reason") if key in row}
+        origin: Row = {key: row[key] for key in ("session", "judgment", "reason", "imported") if key in row}
         for (better, chosen, by), (worse, rejected, other) in itertools.combinations(answers, 2):
             if better < worse:
                 pair = {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}
@@ -78,6 +78,8 @@ def scalar_rows(database: Database) -> Iterator[Row]:
                 yield _scalar_row(judgment, answer.generation, False)
     for judgment, generation in _newest_about_one(database, "rewrite"):
         yield _scalar_row(judgment, generation, True) | {"completion": _written(judgment)}
+    for judgment, generation in _newest_about_one(database, "demonstration"):
+        yield _scalar_row(judgment, generation, True)
 
 
 def score_rows(database: Database) -> Iterator[Row]:
@@ -104,9 +106,11 @@ def openai_preference_rows(database: Database) -> Iterator[Row]:
 
 
 def demonstration_rows(database: Database) -> Iterator[Row]:
-    """One row a rewrite: ``{"messages"}``, the conversation with the answer that a person wrote."""
+    """One row an answer that a person wrote: ``{"messages"}``, the conversation with it at its end."""
     for judgment, generation in _newest_about_one(database, "rewrite"):
         yield {"messages": [*generation.messages, *_written(judgment)], **_origin(judgment, generation)}
+    for judgment, generation in _newest_about_one(database, "demonstration"):
+        yield {"messages": [*generation.messages, *_turn(generation)], **_origin(judgment, generation)}
 
 
 def export(database: Database, folder: Path) -> dict[str, int]:
@@ -179,10 +183,15 @@ def _newest_about_one(database: Database, kind: str) -> Iterator[tuple[Judgment,
 
 
 def withdrawn(session: Session) -> set[int]:
-    """Numbers of the judgments that were taken back for good, one by one or with all their person said."""
+    """Numbers of the judgments that were taken back for good, one by one or with all their person had said."""
     one_by_one = session.scalars(select(Withdrawal.judgment_id).where(Withdrawal.judgment_id.is_not(None)))
+    said_before = or_(
+        Judgment.id <= Withdrawal.last_judgment,
+        and_(Withdrawal.last_judgment.is_(None), Judgment.created <= Withdrawal.created),
+        Judgment.import_id.is_not(None),  # a file that comes later tells what was said before
+    )
     of_people = session.scalars(
-        select(Judgment.id).join(Withdrawal, Withdrawal.session_id == Judgment.session_id)
+        select(Judgment.id).join(Withdrawal, Withdrawal.session_id == Judgment.session_id).where(said_before)
     )
     return {number for number in one_by_one if number is not None} | set(of_people)
 
@@ -254,4 +263,5 @@ def _origin(judgment: Judgment, *generations: Generation) -> Row:
         "judgment": judgment.id,
         "at": judgment.created.isoformat(timespec="seconds"),
         **({"reason": judgment.reason} if judgment.reason else {}),
+        **({"imported": judgment.file.digest[:12]} if judgment.file else {}),
     }

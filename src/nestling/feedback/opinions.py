@@ -21,7 +21,7 @@ class Opinion:
         first, second: the answers' ids, in alphabetical order, whichever was shown first.
         versions: which version gave each.
         verdict: 1 where the first is better, -1 where the second is, 0 for a tie.
-        first_shown: whether ``first`` was shown first.
+        first_shown: whether ``first`` was shown first; None where a file does not tell.
         blinded: whether it could not be seen which version gave which.
         gold: the right verdict, where it is known.
         judgment: its number.
@@ -32,7 +32,7 @@ class Opinion:
     second: str
     versions: tuple[str, str]
     verdict: int
-    first_shown: bool
+    first_shown: bool | None
     blinded: bool
     gold: int | None
     judgment: int
@@ -69,7 +69,8 @@ def opinions(database: Database) -> Iterator[Opinion]:
                     known = sign * _sign(right[b] - right[a])
                 yield Opinion(
                     judgment.session_id, first, second, (versions[first], versions[second]),
-                    sign * _sign(rank_b - rank_a), first == a, bool(judgment.blinded), known, judgment.id,
+                    sign * _sign(rank_b - rank_a), None if judgment.import_id else first == a,
+                    bool(judgment.blinded), known, judgment.id,
                 )  # fmt: skip
 
 

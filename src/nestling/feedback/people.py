@@ -15,6 +15,9 @@ from nestling.workspace.versions import check_name
 
 Kind = Literal["account", "browser", "claimed", "imported"]
 
+CLAIMED = "(anybody)"
+IMPORTED = "imported:"
+_LONGEST_FOREIGN = 55  # with what stands before it 64 characters
 _ID_BYTES, _MAC_CHARS = 12, 43
 _LONGEST_NAME = 50  # an id of a person has 64 characters, "account:" among them
 
@@ -33,8 +36,31 @@ class Person:
     @classmethod
     def claimed(cls, name: str) -> Person:
         """A name that a client gives: it is told from the others' ids, and long ones are cut."""
-        taken = name.startswith(("account:", "browser:", "imported:"))
+        taken = name.startswith(("account:", "browser:", IMPORTED))
         return cls(f"claimed:{name}"[:64] if taken else name[:64], "claimed")
+
+    @classmethod
+    def imported(cls, name: str) -> Person:
+        """Somebody whom a file names: nobody here, whatever the name. One that came from a file stays the same."""
+        return cls(foreign(name), "imported")
+
+
+def foreign(name: str) -> str:
+    """A name from a file, of a person or a version, as it is written down here: no name of ours looks like it."""
+    name = name.removeprefix(IMPORTED)
+    if len(name) > _LONGEST_FOREIGN:  # two long ones may begin alike
+        name = f"{name[: _LONGEST_FOREIGN - 9]}~{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return IMPORTED + name
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a person or a version stands in a file only."""
+    return name.startswith(IMPORTED)
+
+
+def counts_as(person: str | None, kind: str | None) -> str:
+    """Who it is where people are counted: all who only gave a name, or none, are one, as anybody can give many."""
+    return CLAIMED if person is None or kind in (None, "claimed") else person
 
 
 class Identities:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any, Literal, get_args
 
 from sqlalchemy import select
@@ -13,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from nestling.errors import DataError
+from nestling.feedback.export import withdrawn
 from nestling.feedback.people import Person
 from nestling.generation.protocol import Completion, Sampling
 from nestling.storage import ChatSession, Database, DeskItem, Generation, Judgment, RankedAnswer, Withdrawal
@@ -23,6 +25,19 @@ Winner = Literal["a", "b", "tie", "both_bad"]
 Score = Literal["1", "2", "3", "4", "5"]
 Client = Person | str | None
 """Who speaks: a person, or a name that somebody gave."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a judgment comes from that was not made here: the file's number, a hash of what the row says, and when it
+    was said, where the file tells."""
+
+    file: int
+    row: str
+    at: datetime | None
+
+
+_AT_ONCE = 500
 
 
 class UnknownAnswer(DataError):
@@ -41,8 +56,26 @@ class Recorder:
     which version gave which answer, ``desk_item`` that they were asked at the desk.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, session: Session | None = None) -> None:
         self.database = database
+        self._session = session
+        self.origin: Origin | None = None
+
+    @contextmanager
+    def together(self) -> Iterator[Recorder]:
+        """A recorder whose rows are written all or not at all, when the block ends. Its judgments have its ``origin``,
+        where that is set."""
+        with self.database.write() as session:
+            yield Recorder(self.database, session)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """One of its own, or the one that all its rows share."""
+        if self._session is not None:
+            yield self._session
+        else:
+            with self.database.write() as session:
+                yield session
 
     def record_generation(
         self,
@@ -60,7 +93,7 @@ class Recorder:
         generation_id = generation_id or new_generation_id()
         settings = asdict(sampling)
         seed = settings.pop("seed")
-        with self.database.write() as session:
+        with self.transaction() as session:
             session.add(
                 Generation(
                     id=generation_id,
@@ -79,6 +112,31 @@ class Recorder:
             )
         return generation_id
 
+    def record_foreign_answers(
+        self, answers: Mapping[str, tuple[str, Sequence[Message], str, bool]]
+    ) -> list[Generation]:
+        """Write down answers that no version here gave, by their ids, unless they are there: the version as it is
+        written down here, the prompt, the text, whether it ended by itself; nothing tells how they were sampled.
+
+        Returns all of them: while they are held, the transaction need not look them up again.
+        """
+        with self.transaction() as session:
+            held: list[Generation] = []
+            for some in batched(answers, _AT_ONCE):
+                held += session.scalars(select(Generation).where(Generation.id.in_(some)))
+            there = {generation.id for generation in held}
+            new = [
+                Generation(
+                    id=name, conversation_id=name, version=version, messages=[dict(message) for message in messages],
+                    answer=answer, sampling={}, seed=0, finish_reason="stop" if finished else "length",
+                    prompt_tokens=0, completion_tokens=0,
+                )
+                for name, (version, messages, answer, finished) in answers.items() if name not in there
+            ]  # fmt: skip
+            session.add_all(new)
+            session.flush()
+            return held + new
+
     def record_thumb(
         self, generation_id: str, value: Thumb, *, reason: str = "", client: Client = None
     ) -> int:
@@ -89,9 +147,9 @@ class Recorder:
             DataError: ``value`` is not a thumb.
         """
         _check_value(value, get_args(Thumb))
-        with self.database.write() as session:
+        with self.transaction() as session:
             _find(session, generation_id)
-            return _add(
+            return self._add(
                 session, client, kind="thumb", generation_id=generation_id, value=value, reason=reason
             )
 
@@ -106,9 +164,9 @@ class Recorder:
             DataError: ``value`` is none of these.
         """
         _check_value(value, get_args(Score))
-        with self.database.write() as session:
+        with self.transaction() as session:
             _find(session, generation_id)
-            return _add(
+            return self._add(
                 session, client, kind="score", generation_id=generation_id, value=value, reason=reason,
                 blinded=blinded, desk_item_id=desk_item,
             )  # fmt: skip
@@ -129,14 +187,14 @@ class Recorder:
             DataError: they are the same or answer different prompts, or ``winner`` is none of these.
         """
         _check_value(winner, get_args(Winner))
-        with self.database.write() as session:
+        with self.transaction() as session:
             first, second = _find(session, a), _find(session, b)
             if a == b or first.messages != second.messages:
                 raise DataError(
                     f"answers {a!r} and {b!r} cannot be compared.",
                     remedy="Compare two different answers to the same prompt.",
                 )
-            return _add(
+            return self._add(
                 session, client, kind="vote", generation_id=a, other_generation_id=b, value=winner, reason=reason,
                 blinded=blinded, desk_item_id=desk_item,
             )  # fmt: skip
@@ -168,7 +226,7 @@ class Recorder:
                 f"{list(ranks)} does not rank {len(generation_ids)} answers.",
                 remedy="Give each a rank: 1 for the best, the next number for the next, equal numbers for a tie.",
             )
-        with self.database.write() as session:
+        with self.transaction() as session:
             answers = [_find(session, generation_id) for generation_id in generation_ids]
             if len(set(generation_ids)) < max(2, len(answers)) or any(
                 answer.messages != answers[0].messages for answer in answers
@@ -180,7 +238,7 @@ class Recorder:
                 RankedAnswer(position=position, generation_id=answer.id, rank=rank)
                 for position, (answer, rank) in enumerate(zip(answers, ranks, strict=True))
             ]
-            return _add(
+            return self._add(
                 session, client, kind="ranking", generation_id=generation_ids[0],
                 value="all_bad" if all_bad else "ranked", reason=reason, answers=ranked, blinded=blinded,
                 desk_item_id=desk_item,
@@ -195,13 +253,25 @@ class Recorder:
             UnknownAnswer: there is no such answer.
             DataError: nothing was written, or what was there before.
         """
-        with self.database.write() as session:
+        with self.transaction() as session:
             generation = _find(session, generation_id)
             if not text.strip() or text.strip() == generation.answer.strip():
                 raise DataError("nothing was changed.", remedy="Write the answer as it should have been.")
-            return _add(
+            return self._add(
                 session, client, kind="rewrite", generation_id=generation_id, value="rewritten", text=text.strip(),
                 reason=reason,
+            )  # fmt: skip
+
+    def record_demonstration(self, generation_id: str, *, reason: str = "", client: Client = None) -> int:
+        """Write down that an answer is what a person wrote, and return the judgment's number.
+
+        Raises:
+            UnknownAnswer: there is no such answer.
+        """
+        with self.transaction() as session:
+            _find(session, generation_id)
+            return self._add(
+                session, client, kind="demonstration", generation_id=generation_id, value="written", reason=reason
             )  # fmt: skip
 
     def withdraw(self, judgment: int, client: Client) -> None:
@@ -210,24 +280,27 @@ class Recorder:
         Raises:
             UnknownAnswer: there is no such judgment of this person's.
         """
-        with self.database.write() as session:
+        with self.transaction() as session:
             found = session.get(Judgment, judgment)
             if found is None or client is None or found.session_id != _person(client).id:
                 raise UnknownAnswer(f"there is no judgment {judgment} of yours.")
             session.add(Withdrawal(judgment_id=judgment))
 
     def withdraw_person(self, client: Client) -> int:
-        """Take back for good all that a person has said, and will say under this name; returns how many judgments.
+        """Take back for good all that a person has said; returns how many judgments. What they say from now on counts,
+        but nothing that a file brings of them later: that was said before.
 
         Raises:
             UnknownAnswer: nobody of that name has said anything.
         """
-        with self.database.write() as session:
+        with self.transaction() as session:
             known = session.get(ChatSession, _person(client).id) if client is not None else None
             if known is None:
                 raise UnknownAnswer("nobody of that name has said anything here.")
-            session.add(Withdrawal(session_id=known.id))
-            return len(session.scalars(select(Judgment.id).where(Judgment.session_id == known.id)).all())
+            said = set(session.scalars(select(Judgment.id).where(Judgment.session_id == known.id)))
+            count = len(said - withdrawn(session))
+            session.add(Withdrawal(session_id=known.id, last_judgment=max(said, default=0)))
+            return count
 
     def versions(self, generation_ids: Sequence[str]) -> list[str]:
         """Which versions gave these answers.
@@ -238,15 +311,17 @@ class Recorder:
         with self.database.read() as session:
             return [_find(session, generation_id).version for generation_id in generation_ids]
 
-
-def _add(session: Session, client: Client, **fields: Any) -> int:
-    """Add a judgment, which says what it replaces; returns its number."""
-    judgment = Judgment(session_id=know(session, client), **fields)
-    _check_desk(session, judgment)
-    judgment.supersedes = _earlier(session, judgment)
-    session.add(judgment)
-    session.flush()
-    return judgment.id
+    def _add(self, session: Session, client: Client, **fields: Any) -> int:
+        """Add a judgment, which says what it replaces; returns its number."""
+        if self.origin is not None:
+            fields |= {"import_id": self.origin.file, "import_row": self.origin.row}
+            fields |= {"created": self.origin.at} if self.origin.at else {}
+        judgment = Judgment(session_id=know(session, client), **fields)
+        _check_desk(session, judgment)
+        judgment.supersedes = _earlier(session, judgment)
+        session.add(judgment)
+        session.flush()
+        return judgment.id
 
 
 def _check_desk(session: Session, judgment: Judgment) -> None:
@@ -266,16 +341,21 @@ def _earlier(session: Session, judgment: Judgment) -> int | None:
     """The newest judgment of the same kind by the same person about the same answers."""
     if judgment.session_id is None:
         return None  # nobody known said it, so nobody known changes their mind
+    same = answers_of(judgment)
     query = (
         select(Judgment)
         .where(Judgment.kind == judgment.kind, Judgment.session_id == judgment.session_id)
+        .where(Judgment.generation_id.in_(same))
         .order_by(Judgment.id.desc())
     )
-    if judgment.kind not in ("vote", "ranking"):
-        query = query.where(Judgment.generation_id == judgment.generation_id)
-    same = answers_of(judgment)
     with session.no_autoflush:
         return next((known.id for known in session.scalars(query) if answers_of(known) == same), None)
+
+
+def batched(values: Iterable[str], size: int) -> Iterator[list[str]]:
+    """So many at once: a statement takes only so many values."""
+    rest = list(values)
+    return (rest[first : first + size] for first in range(0, len(rest), size))
 
 
 def answers_of(judgment: Judgment) -> frozenset[str]:

@@ -53,7 +53,7 @@ class Satisfaction:
 def signals(database: Database) -> list[Signal]:
     """Every signal that counts, oldest first: thumbs, scores but the middle one, and answers called bad.
 
-    Which of two answers is better says nothing of how good they are.
+    Which of two answers is better says nothing of how good they are, and a file nothing of our versions.
     """
     found: list[tuple[int, Signal]] = []
     with database.read() as session:
@@ -61,7 +61,7 @@ def signals(database: Database) -> list[Signal]:
         versions = {row.id: row.version for row in session.execute(select(Generation.id, Generation.version))}
         for judgment in session.scalars(select(Judgment).order_by(Judgment.id)):
             verdict = _VERDICTS.get((judgment.kind, judgment.value))
-            if judgment.id not in kept or verdict is None:
+            if judgment.id not in kept or verdict is None or judgment.import_id is not None:
                 continue
             about = [judgment.generation_id, judgment.other_generation_id]
             if judgment.answers:

@@ -17,14 +17,13 @@ from nestling.config import Config
 from nestling.feedback.agreement import UNKNOWN_WEIGHT, Rater, raters
 from nestling.feedback.export import Row, demonstration_rows, ranking_rows, score_rows, withdrawn
 from nestling.feedback.opinions import opinions
+from nestling.feedback.people import counts_as
 from nestling.storage import ChatSession, Database, DeskItem, Generation, Judgment
 from nestling.workspace import atomic
 
 KINDS: dict[str, Callable[[Database], Iterator[Row]]] = {
     "rankings": ranking_rows, "scores": score_rows, "demonstrations": demonstration_rows,
 }  # fmt: skip
-CLAIMED = "(anybody)"
-"""Stands for all who only gave a name: anybody can give many."""
 
 
 class SnapshotRules(Config):
@@ -35,6 +34,9 @@ class SnapshotRules(Config):
     )
     most_per_person: int = Field(
         200, ge=1, description="Judgments of one person that are learnt from, the newest."
+    )
+    most_per_file: int = Field(
+        2000, ge=1, description="Judgments of one imported file that are learnt from, the last."
     )
     least_weight: float = Field(
         0.1,
@@ -147,9 +149,9 @@ def _sift(database: Database, rules: SnapshotRules) -> _Sifted:
     heaviest = max((rater.weight for rater in known.values()), default=0.0) or UNKNOWN_WEIGHT
     kinds = _kinds(database)
     everything = [(kind, row) for kind, rows in KINDS.items() for row in rows(database)]
-    person = lambda row: row["session"] if kinds.get(row["session"]) not in (None, "claimed") else CLAIMED
+    person = lambda row: _who(row, kinds)
     hurried = _hurried([row for _, row in everything], rules.most_a_minute)
-    people = sorted({person(row) for _, row in everything})
+    people = sorted({person(row) for _, row in everything if "imported" not in row})
     held_people = sum(_share(who) < rules.held_out_share for who in people)
     by_people = len(people) >= _ENOUGH_PEOPLE and 0 < held_people < len(people)
     known_orders = _gold_judgments(database)
@@ -167,13 +169,14 @@ def _sift(database: Database, rules: SnapshotRules) -> _Sifted:
         content = _digest([kind, row.get("prompt", ""), _said(row), who])
         if fate is None and content in seen:
             fate = "said twice"
-        held = (
-            _share(who if by_people else _digest(row.get("prompt") or row["messages"][:-1]))
-            < rules.held_out_share
-        )
+        imported = "imported" in row
+        by = who if by_people else _digest(row.get("prompt") or row["messages"][:-1])
+        # Where there are people of our own to measure by, a file must not vouch for what was learnt from it.
+        held = _share(by) < rules.held_out_share and not (imported and by_people)
         part = "held_out" if held else "train"
-        if fate is None and part == "train" and taken[who] >= rules.most_per_person:
-            fate = "more than one person's share"
+        most = rules.most_per_file if imported else rules.most_per_person
+        if fate is None and part == "train" and taken[who] >= most:
+            fate = "more than one file's share" if imported else "more than one person's share"
         fates[fate or part] += 1
         if fate is None:
             seen.add(content)
@@ -188,6 +191,12 @@ def _sift(database: Database, rules: SnapshotRules) -> _Sifted:
         part: len({person(row) for rows in kinds.values() for row in rows}) for part, kinds in parts.items()
     }
     return _Sifted(parts, fates, counted, "people" if by_people else "prompts")
+
+
+def _who(row: Row, kinds: Mapping[str | None, str]) -> str:
+    """Whose a row is. All that a file names are one: whoever wrote it could name as many as they liked."""
+    imported = row.get("imported")
+    return f"(file {imported})" if imported else counts_as(row["session"], kinds.get(row["session"]))
 
 
 _ENOUGH_PEOPLE = 4
@@ -208,10 +217,11 @@ def _refused(row: Row, rater: Rater | None, rules: SnapshotRules, hurried: set[i
 
 
 def _hurried(rows: Sequence[Row], most: int) -> set[int]:
-    """Judgments made in minutes in which one name made more than anybody can read."""
+    """Judgments made in minutes in which one name made more than anybody can read. When those of a file were made is
+    not known."""
     minutes: dict[tuple[str, str], set[int]] = defaultdict(set)
     for row in rows:
-        if row["session"] is not None:
+        if row["session"] is not None and "imported" not in row:
             minutes[row["session"], row["at"][:16]].add(row["judgment"])
     return {number for numbers in minutes.values() if len(numbers) > most for number in numbers}
 

@@ -96,10 +96,12 @@ class Judgment(Base):
       in, ``generation_id`` is the first of them.
     - rewrite: "rewritten"; ``text`` is the better answer that the person wrote.
     - score: "1" (bad) to "5" (good), for one answer by itself.
+    - demonstration: "written"; the answer is itself what a person wrote, and none that was shown.
 
     Changing one's mind adds a row, which ``supersedes`` the earlier one; a person's newest row about the same answers
     counts. ``blinded``: the person could not see which version gave which answer. ``desk_item_id``: it was asked for at
-    the desk.
+    the desk. ``import_id``: it was made elsewhere and came in a file; ``import_row`` is a hash of what it says there,
+    so that no file brings it twice.
     """
 
     __tablename__ = "judgments"
@@ -112,7 +114,8 @@ class Judgment(Base):
             "(kind = 'score' AND value IN ('1', '2', '3', '4', '5') AND other_generation_id IS NULL"
             " AND text IS NULL) OR "
             "(kind = 'rewrite' AND value = 'rewritten' AND other_generation_id IS NULL AND text IS NOT NULL"
-            " AND text <> '')",
+            " AND text <> '') OR "
+            "(kind = 'demonstration' AND value = 'written' AND other_generation_id IS NULL AND text IS NULL)",
             name="kind_and_value",
         ),
     )
@@ -129,7 +132,21 @@ class Judgment(Base):
     blinded: Mapped[bool | None]
     supersedes: Mapped[int | None]
     desk_item_id: Mapped[int | None]
+    import_id: Mapped[int | None] = mapped_column(ForeignKey("imports.id"))
+    import_row: Mapped[str | None] = mapped_column(String(64), unique=True)
     answers: Mapped[list[RankedAnswer]] = relationship(order_by="RankedAnswer.position")
+    file: Mapped[ImportedFile | None] = relationship()
+
+
+class ImportedFile(Base):
+    """A file of judgments that were made elsewhere: its name and the SHA-256 of its content, which comes once."""
+
+    __tablename__ = "imports"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    name: Mapped[str] = mapped_column(Text)
+    created: Mapped[datetime] = mapped_column(UTCDateTime, default=lambda: _now())
 
 
 class RankedAnswer(Base):
@@ -149,7 +166,11 @@ class RankedAnswer(Base):
 
 
 class Withdrawal(Base):
-    """A judgment, or all of a person's, taken back for good: no later training set may hold it."""
+    """A judgment, or all that a person had said, taken back for good: no later training set may hold it.
+
+    ``last_judgment`` is the person's newest one then: what they say afterwards counts again. It is None in rows of
+    earlier releases, whose moment says the same.
+    """
 
     __tablename__ = "withdrawals"
     __table_args__ = (
@@ -161,6 +182,7 @@ class Withdrawal(Base):
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     judgment_id: Mapped[int | None] = mapped_column(ForeignKey("judgments.id"), index=True)
     session_id: Mapped[str | None] = mapped_column(ForeignKey("sessions.id"), index=True)
+    last_judgment: Mapped[int | None]
     created: Mapped[datetime] = mapped_column(UTCDateTime, default=lambda: _now())
 
 
