@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from pathlib import Path
 
 import choix
 import krippendorff
@@ -23,6 +24,8 @@ from nestling.feedback.export import ranking_rows, scalar_rows, score_rows
 from nestling.feedback.opinions import Opinion, opinions
 from nestling.feedback.people import Accounts, Identities, Person
 from nestling.feedback.satisfaction import ALPHA, Signal, evidence_below, satisfaction, signals
+from nestling.feedback.snapshot import SnapshotRules, take
+from nestling.storage import Withdrawal
 from nestling.workspace import Workspace
 
 __all__ = ["recorder"]
@@ -86,6 +89,47 @@ def test_what_is_taken_back_is_in_no_dataset(recorder: Recorder) -> None:
     assert [row["judgment"] for row in ranking_rows(recorder.database)] == [again]
     assert recorder.withdraw_person(person("tom")) == 1 and recorder.withdraw_person(person("tom")) == 0
     assert list(ranking_rows(recorder.database)) == []
+
+
+def test_whoever_took_back_all_they_said_is_heard_again_everywhere(
+    recorder: Recorder, tmp_path: Path
+) -> None:
+    mira = person("mira")
+    a, b = answers(recorder, "Hi", ["A", "B"], ["v1", "v2"])
+    say = lambda: [
+        recorder.record_comparison(a, b, "a", client=mira, blinded=True),
+        recorder.record_thumb(a, "down", client=mira),
+        recorder.record_rewrite(a, "C", client=mira),
+    ]
+
+    def heard() -> list[set[int]]:
+        """Judgments, as every one who listens tells them."""
+        database, given = recorder.database, list(opinions(recorder.database))
+        assert len(signals(database)) == len(list(score_rows(database))) and len(raters(given)) <= 1
+        assert bool(standings(given)) == bool(given)
+        exported = {row["judgment"] for rows in (ranking_rows, scalar_rows) for row in rows(database)}
+        return [
+            exported,
+            take(database, tmp_path, SnapshotRules(), "2026").manifest.new,
+            {o.judgment for o in given},
+        ]
+
+    before = set(say())
+    assert heard() == [before, before, {min(before)}]
+    assert recorder.withdraw_person(mira) == 3
+    assert heard() == [set(), set(), set()]
+    after = set(say())
+    assert heard() == [after, after, {min(after)}]
+
+
+def test_a_withdrawal_of_an_earlier_release_ends_at_its_moment(recorder: Recorder) -> None:
+    [a] = answers(recorder, "Hi", ["A"])
+    recorder.record_thumb(a, "up", client=person("mira"))
+    with recorder.database.write() as session:
+        session.add(Withdrawal(session_id=person("mira").id))
+    assert list(score_rows(recorder.database)) == []
+    recorder.record_thumb(a, "down", client=person("mira"))
+    assert [row["score"] for row in score_rows(recorder.database)] == [0.0]
 
 
 def test_a_change_of_mind_says_what_it_replaces(recorder: Recorder) -> None:

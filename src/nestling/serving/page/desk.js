@@ -111,7 +111,7 @@ byId("forget-me").addEventListener("click", async () => {
   const said = await asked(() => remove("/api/me"));
   if (!said) return;
   saying(byId("forgotten"), "forgotten", { n: said.withdrawn });
-  memory.forget("identity"); // what is said under the old one counts no more
+  memory.forget("identity"); // nothing tells that who speaks next is the same person
   await identify().catch(() => {});
 });
 byId("theme").addEventListener("click", () => {
