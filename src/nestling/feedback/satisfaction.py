@@ -11,7 +11,8 @@ from sqlalchemy import select
 
 from nestling.evaluation.intervals import resample_rate
 from nestling.feedback.export import current
-from nestling.storage import Database, Generation, Judgment
+from nestling.feedback.people import counts_as
+from nestling.storage import ChatSession, Database, Generation, Judgment
 
 MOST_OF_ONE = 5
 """Signals of one person about a version that count: nobody can bring it down alone."""
@@ -53,12 +54,14 @@ class Satisfaction:
 def signals(database: Database) -> list[Signal]:
     """Every signal that counts, oldest first: thumbs, scores but the middle one, and answers called bad.
 
-    Which of two answers is better says nothing of how good they are, and a file nothing of our versions.
+    Which of two answers is better says nothing of how good they are, and a file nothing of our versions. Whoever only
+    gave a name is one person with all who did so: names would bring a version down as easily as they are made up.
     """
     found: list[tuple[int, Signal]] = []
     with database.read() as session:
         kept = set().union(*(current(session, kind) for kind in ("thumb", "score", "vote", "ranking")))
         versions = {row.id: row.version for row in session.execute(select(Generation.id, Generation.version))}
+        kinds = {row.id: row.kind for row in session.execute(select(ChatSession.id, ChatSession.kind))}
         for judgment in session.scalars(select(Judgment).order_by(Judgment.id)):
             verdict = _VERDICTS.get((judgment.kind, judgment.value))
             if judgment.id not in kept or verdict is None or judgment.import_id is not None:
@@ -66,7 +69,7 @@ def signals(database: Database) -> list[Signal]:
             about = [judgment.generation_id, judgment.other_generation_id]
             if judgment.answers:
                 about = [answer.generation_id for answer in judgment.answers]
-            person = judgment.session_id or f"#{judgment.id}"
+            person = counts_as(judgment.session_id, kinds.get(judgment.session_id or ""))
             found += [(judgment.id, Signal(person, versions[name], verdict)) for name in about if name]
     return [signal for _, signal in sorted(found, key=lambda pair: pair[0])]
 
