@@ -20,6 +20,7 @@ from nestling.feedback.snapshot import SnapshotRules, take
 from nestling.generation.protocol import Completion, Sampling
 from nestling.model.hf_folder import save_model
 from nestling.storage import open_database
+from nestling.workflow import lessons
 from nestling.workflow.learn import TRUSTED, Learn, LearnRecipe, load_learn_recipe
 from nestling.workflow.lineage import lineage, tried_judgments
 from nestling.workspace import Card, Workspace
@@ -253,10 +254,47 @@ def test_of_a_ranking_the_best_are_good_and_the_worst_bad(workspace: Workspace) 
     learned = learning(workspace, "kto")
     model = learned.bench().load(learned.parent)
     asked = len(learned.snapshot.rows("train", "rankings"))
-    labels = learned.labels(model)
+    labels = lessons.labels(learned.snapshot, model, 0)
     assert (
         len(labels) == 3 * asked > 0 and sum(item.good for item in labels) == 2 * asked
     )  # the second is neither
+
+
+def test_what_is_called_bad_and_what_people_wrote_is_learnt(workspace: Workspace) -> None:
+    database = open_database(workspace.database_path)
+    recorder = Recorder(database)
+    for number in range(40):
+        ask = prompt(f"q {number}")
+        ids = [
+            recorder.record_generation("v1-base", ask, Sampling(), Completion(text, "stop", 1, 1))
+            for text in ("sun", "moon")
+        ]
+        if number % 4 == 0:
+            recorder.record_comparison(*ids, "both_bad", client=person("mira"))
+        elif number % 4 == 1:
+            recorder.record_ranking(ids, [1, 2], all_bad=True, client=person("mira"))
+        elif number % 4 == 2:
+            recorder.record_rewrite(ids[0], "star", client=person("mira"))
+        else:
+            recorder.record_demonstration(ids[0], client=person("mira"))
+    database.close()
+    learned = learning(workspace, "kto")
+    snapshot, model = learned.snapshot, learned.bench().load(learned.parent)
+    bad = snapshot.rows("train", "labels")
+    ranked = [
+        row
+        for row in snapshot.rows("train", "rankings")
+        if row["judgment"] not in {b["judgment"] for b in bad}
+    ]
+    alone = len(snapshot.rows("train", "demonstrations")) - len(ranked)  # a rewrite is in both files
+    labels = lessons.labels(snapshot, model, 0)
+    assert bad and ranked and alone
+    assert sum(not item.good for item in labels) == len(bad) + len(ranked)
+    assert sum(item.good for item in labels) == len(ranked) + alone
+    by_dpo = [lessons.pairs(snapshot, model, written) for written in (False, True)]
+    assert len(by_dpo[1]) - len(by_dpo[0]) == alone == sum(not pair.rejected for pair in by_dpo[1])
+    said = [[model.tokenizer.decode(ids[:-1]) for ids in (pair.chosen, pair.rejected)] for pair in by_dpo[0]]
+    assert said.count(["star", "sun"]) == len(ranked)  # what a person wrote, to what they wrote it for
 
 
 def test_settings_that_cannot_be_are_refused_by_name() -> None:

@@ -108,6 +108,22 @@ def test_the_sft_term_keeps_the_chosen_answer_likely(tmp_path: Path) -> None:
     assert chosen[1] > chosen[0] + 1
 
 
+def test_a_demonstration_teaches_by_its_own_likelihood_alone(tmp_path: Path) -> None:
+    model = tiny_model()
+    shown = [PairIds(pair.prompt, pair.chosen, []) for pair in pairs(model)]
+    choose_trained(model.decoder, 0, None)
+    for coefficient, moves in ((0.0, False), (0.5, True)):
+        stage = DPO(
+            model.decoder, shown[:18], shown[18:], settings(DPOConfig, sft_coef=coefficient), tmp_path
+        )
+        loss = stage.row_loss(PolicyAndReference(model.decoder, lora=False), shown[:4])
+        assert loss.metrics["pair_accuracy"] == (0.0, 0) and (loss.total.item() > 0) is moves
+        network = PolicyAndReference(model.decoder, lora=True)
+        own, _ = network(pack_answers([pair.group for pair in shown[:4]], model.decoder.device))
+        means = -own.view(-1, 2)[:, 0] / torch.tensor([len(pair.chosen) for pair in shown[:4]])
+        assert loss.total.item() == pytest.approx(coefficient * means.sum().item(), rel=1e-5)
+
+
 def test_kto_learns_from_labels_alone(tmp_path: Path) -> None:
     model = tiny_model()
     data, held = labelled(model), pairs(model)[18:]

@@ -68,6 +68,15 @@ def scalar_rows(database: Database) -> Iterator[Row]:
     for judgment, generation in _newest_about_one(database, "score"):
         if judgment.value != "3":
             yield _scalar_row(judgment, generation, judgment.value > "3")
+    yield from bad_rows(database)
+    for judgment, generation in _newest_about_one(database, "rewrite"):
+        yield _scalar_row(judgment, generation, True) | {"completion": _written(judgment)}
+    for judgment, generation in _newest_about_one(database, "demonstration"):
+        yield _scalar_row(judgment, generation, True)
+
+
+def bad_rows(database: Database) -> Iterator[Row]:
+    """One row an answer that was called bad together with those beside it, as ``scalar_rows`` has it."""
     for judgment, first, second in _votes(database):
         if judgment.value == "both_bad":
             yield _scalar_row(judgment, first, False)
@@ -76,10 +85,6 @@ def scalar_rows(database: Database) -> Iterator[Row]:
         if judgment.value == "all_bad":
             for answer in judgment.answers:
                 yield _scalar_row(judgment, answer.generation, False)
-    for judgment, generation in _newest_about_one(database, "rewrite"):
-        yield _scalar_row(judgment, generation, True) | {"completion": _written(judgment)}
-    for judgment, generation in _newest_about_one(database, "demonstration"):
-        yield _scalar_row(judgment, generation, True)
 
 
 def score_rows(database: Database) -> Iterator[Row]:

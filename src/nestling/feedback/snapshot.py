@@ -15,14 +15,14 @@ from sqlalchemy import select
 
 from nestling.config import Config
 from nestling.feedback.agreement import UNKNOWN_WEIGHT, Rater, raters
-from nestling.feedback.export import Row, demonstration_rows, ranking_rows, score_rows, withdrawn
+from nestling.feedback.export import Row, bad_rows, demonstration_rows, ranking_rows, score_rows, withdrawn
 from nestling.feedback.opinions import opinions
 from nestling.feedback.people import counts_as
 from nestling.storage import ChatSession, Database, DeskItem, Generation, Judgment
 from nestling.workspace import atomic
 
 KINDS: dict[str, Callable[[Database], Iterator[Row]]] = {
-    "rankings": ranking_rows, "scores": score_rows, "demonstrations": demonstration_rows,
+    "rankings": ranking_rows, "scores": score_rows, "demonstrations": demonstration_rows, "labels": bad_rows,
 }  # fmt: skip
 
 
@@ -289,7 +289,7 @@ def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _said(row: Row) -> Any:
-    return [row.get(key) for key in ("completions", "ranks", "completion", "score", "messages")]
+    return [row.get(key) for key in ("completions", "ranks", "completion", "score", "messages", "label")]
 
 
 def _digest(value: Any) -> str:

@@ -67,7 +67,8 @@ class KTOConfig(PreferenceConfig):
 
 @dataclass(frozen=True)
 class PairIds:
-    """Two answers to one prompt as token ids, the better one first."""
+    """Two answers to one prompt as token ids, the better one first; a demonstration has none to beat, and teaches by
+    ``sft_coef`` alone."""
 
     prompt: list[int]
     chosen: list[int]
@@ -76,7 +77,7 @@ class PairIds:
 
     @property
     def group(self) -> Group:
-        return self.prompt, [self.chosen, self.rejected]
+        return self.prompt, [self.chosen, self.rejected or self.chosen[-1:]]  # a row holds two to each prompt
 
 
 @dataclass(frozen=True)
@@ -169,14 +170,16 @@ class DPO(_AgainstReference):
 
     def row_loss(self, network: PolicyAndReference, items: Sequence[PairIds]) -> Loss:
         own, reference, row = self.likelihoods(network, items)
-        c, n = self.config, len(items)
+        c = self.config
+        compared = torch.tensor([bool(item.rejected) for item in items], device=own.device)
         loss = dpo_loss(
             own[:, 0], own[:, 1], reference[:, 0], reference[:, 1], c.beta, c.loss, c.label_smoothing
         )
+        loss = loss * compared
         if c.sft_coef:
             lengths = torch.tensor(row.counts[::2], device=own.device)
             loss = loss - c.sft_coef * own[:, 0] / lengths
-        gain = (own - reference).detach()
+        gain, n = (own - reference).detach()[compared], int(compared.sum())
         metrics = {
             "pair_accuracy": (float((gain[:, 0] > gain[:, 1]).sum()), n),
             "margin": (float((gain[:, 0] - gain[:, 1]).sum()), n),

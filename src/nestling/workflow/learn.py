@@ -29,13 +29,10 @@ from nestling.training.ppo import PPOConfig
 from nestling.training.preference import (
     DPOConfig,
     KTOConfig,
-    LabelledIds,
-    PairIds,
     train_preference,
-    with_foreign_answers,
 )
 from nestling.training.reward_model import RewardModelConfig
-from nestling.workflow import materials, stages
+from nestling.workflow import lessons, materials, stages
 from nestling.workflow.gate import GateRule, Judged, refuse_unknown
 from nestling.workflow.raising import Raising
 from nestling.workflow.recipe import (
@@ -230,7 +227,10 @@ class Learn(Raising):
             return done
         config: DPOConfig | KTOConfig = self.recipe.dpo if self.recipe.method == "dpo" else self.recipe.kto
         model = bench.load(self.parent)
-        items = self.pairs(model) if isinstance(config, DPOConfig) else self.labels(model)
+        if isinstance(config, DPOConfig):
+            items: Sequence[Any] = lessons.pairs(self.snapshot, model, config.sft_coef > 0)
+        else:
+            items = lessons.labels(self.snapshot, model, self.recipe.seed)
         if not items:
             raise DataError(
                 f"no judgment of snapshot {self.snapshot.folder.name} says which answer is better.",
@@ -257,7 +257,7 @@ class Learn(Raising):
         recipe = self.recipe
         items = self.curriculum(recipe.rank.prompts)
         ranked = stages.rank(bench.at("rank"), self.parent, items, recipe.rank)
-        rows = [as_ranking(row) for row in self.snapshot.rows("train", "rankings")] + ranked
+        rows = [lessons.as_ranking(row) for row in self.snapshot.rows("train", "rankings")] + ranked
         scorer = stages.reward_model(
             bench.at("reward_model"), self.parent, rows, recipe.reward_model, TEMPLATE_SHARE
         )
@@ -277,31 +277,6 @@ class Learn(Raising):
     def curriculum(self, counts: dict[str, int]) -> list[Item]:
         """Training prompts of the starter curriculum."""
         return materials.training_items(counts, self.recipe.seed, self.parent.card.assistant)
-
-    def pairs(self, model: LoadedModel) -> list[PairIds]:
-        """The training rankings pair by pair."""
-        found = []
-        for row in self.snapshot.rows("train", "rankings"):
-            for pair in compared_pairs([row], model.tokenizer, model.config.context_length):
-                found.append(PairIds(pair.prompt, pair.better, pair.worse, row["weight"]))
-        return found
-
-    def labels(self, model: LoadedModel) -> list[LabelledIds]:
-        """Scored answers as good or bad; of a ranking the best are good and the worst bad."""
-        given: list[tuple[list[int], list[int], bool, float]] = []
-        for row in self.snapshot.rows("train", "scores"):
-            if row["score"] != 0.5:
-                prompt, answer = materials.answer_ids(model.tokenizer, row, row["completion"][0]["content"])
-                given.append((prompt, answer, row["score"] > 0.5, row["weight"]))
-        for row in self.snapshot.rows("train", "rankings"):
-            ranked = materials.ranked_ids(model.tokenizer, as_ranking(row))
-            best, worst = min(ranked.ranks), max(ranked.ranks)
-            for answer, rank in zip(ranked.completions, ranked.ranks, strict=True):
-                if best < worst and rank in (best, worst):
-                    given.append((ranked.prompt, answer, rank == best, ranked.weight))
-        longest = model.config.context_length
-        fitting = [one for one in given if len(one[0]) + len(one[1]) <= longest]
-        return with_foreign_answers(fitting, self.recipe.seed) if fitting else []
 
     def prompts(self) -> Iterator[Item]:
         """What people asked, for PPO; no check says what is right."""
@@ -382,17 +357,3 @@ class Learn(Raising):
                 rows += Snapshot(self.workspace.root / "snapshots" / name).rows("held_out", "rankings")
         once = {row.get("judgment", -1 - at): row for at, row in enumerate(rows)}
         return list(once.values())
-
-
-def as_ranking(row: Row) -> dict[str, Any]:
-    """A person's ranking in the shape of the checks' own."""
-    return {
-        "prompt": row["prompt"],
-        "completions": [answer[0]["content"] for answer in row["completions"]],
-        "ranks": row["ranks"],
-        "finished": row["finished"],
-        "sources": ["people"] * len(row["ranks"]),
-        "category": "people",
-        "template": "",
-        "weight": row["weight"],
-    }
