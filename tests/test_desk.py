@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
+from click.testing import CliRunner
 
 from feedback_support import answers, person, prompt, recorder
+from nestling.cli import cli
 from nestling.errors import DataError
 from nestling.feedback import Recorder
 from nestling.feedback.desk import Desk
+from nestling.generation.protocol import Completion, Sampling
+from nestling.text.messages import Message
+from nestling.workflow import desk as laying
+from nestling.workspace import Card
 
 __all__ = ["recorder"]
+command = importlib.import_module("nestling.cli.desk")  # the package's name of it is the command's
 
 
 @pytest.fixture
@@ -121,3 +133,64 @@ def test_the_same_is_laid_down_once_and_one_answer_cannot_be_judged(desk: Desk, 
         desk.add("one", [], ids[:1])
     with pytest.raises(DataError, match="cannot be judged"):
         desk.add("gold", [], ids, gold=[1])
+
+
+# What is laid there -----------------------------------------------------------------------------------------------
+
+
+def asked(recorder: Recorder, text: str, who: str | None = None) -> str:
+    client = person(who) if who else None
+    return recorder.record_generation(
+        "v1-base", prompt(text), Sampling(), Completion("A", "stop", 1, 1), client=client
+    )
+
+
+def test_what_is_taken_from_chats_is_of_nobody_who_wants_to_be_forgotten(
+    desk: Desk, recorder: Recorder, tmp_path: Path
+) -> None:
+    for text, who in (("Hers", "mira"), ("His", "tom"), ("Nobody's", None), ("His", "tom")):
+        asked(recorder, text, who)
+    recorder.record_foreign_answers({"import-1": ("imported:x", prompt("Theirs"), "A", True)})
+    (tmp_path / "gold.jsonl").write_text(
+        json.dumps({"prompt": "Gold", "completions": ["A", "B"], "ranks": [1, 2]})
+    )
+    laying.lay_gold(desk, recorder, tmp_path / "gold.jsonl")
+    found = lambda: [messages[0]["content"] for messages in laying.recent_prompts(recorder.database, 9)]
+    assert found() == ["His", "Nobody's", "Hers"]
+    recorder.withdraw_person(person("mira"))
+    assert found() == ["His", "Nobody's"]
+
+
+def test_chats_are_laid_before_others_only_where_that_is_said(
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    def fill(
+        bench: object, desk: object, recorder: object, prompts: list[list[Message]], *rest: object
+    ) -> int:
+        seen.append([messages[-1]["content"] for messages in prompts])
+        return len(prompts)
+
+    monkeypatch.setattr(laying, "fill", fill)
+    monkeypatch.setattr(command, "find_version", lambda *_, **__: SimpleNamespace(card=Card(kind="base")))
+    monkeypatch.setattr(command, "choose_hardware", lambda *_: SimpleNamespace(arithmetic="x"))
+    monkeypatch.setattr(command.Bench, "open", lambda *_: None)
+    call = lambda *more: CliRunner().invoke(
+        cli,
+        [
+            "desk",
+            "fill",
+            *more,
+            "-w",
+            str(tmp_path),
+            "--database",
+            str(recorder.database.engine.url.database),
+        ],
+    )
+    assert "nobody has asked anything" in str(call("--from-chats").exception)
+    asked(recorder, "a secret")
+    assert call("--count", "3").exit_code == 0 and call("--from-chats").exit_code == 0
+    assert len(seen[0]) == 3 and "a secret" not in seen[0] and seen[1] == ["a secret"]
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "Hi", "chosen": "A", "rejected": "B"}))
+    assert "two sources" in str(call("--from-chats", "--prompts", str(tmp_path / "p.jsonl")).exception)

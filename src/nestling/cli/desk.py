@@ -10,7 +10,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from nestling.cli.common import choose_hardware, find_version, hardware_options, workspace_option
-from nestling.errors import DataError
+from nestling.errors import ConfigError, DataError
 from nestling.feedback.desk import Desk
 from nestling.feedback.recorder import Recorder
 from nestling.generation.protocol import Sampling
@@ -33,7 +33,12 @@ def _database(workspace: Workspace, place: str | None) -> Database:
 
 @desk.command()
 @click.option("--prompts", "file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="Ask the prompts of this file.  [default: what was asked last, else the starter's]")  # fmt: skip
+              help="Ask the prompts of this file.  [default: the starter's]")  # fmt: skip
+@click.option(
+    "--from-chats",
+    is_flag=True,
+    help="Ask what people asked last in their chats: whoever judges reads what others wrote.",
+)
 @click.option("--count", type=click.IntRange(1), default=30, show_default=True, help="Prompts.")
 @click.option("--answers", type=click.IntRange(2, 16), default=4, show_default=True, help="Answers to each.")
 @click.option(
@@ -49,16 +54,25 @@ def _database(workspace: Workspace, place: str | None) -> Database:
 @database_option
 @hardware_options
 @workspace_option
-def fill(file: Path | None, count: int, answers: int, names: tuple[str, ...], judge: str | None, temperature: float,
-         max_new_tokens: int, database: str | None, dtype: str, threads: int, root: str | None) -> None:  # fmt: skip
+def fill(file: Path | None, from_chats: bool, count: int, answers: int, names: tuple[str, ...], judge: str | None,
+         temperature: float, max_new_tokens: int, database: str | None, dtype: str, threads: int, root: str | None) -> None:  # fmt: skip
     """Let versions answer prompts, several answers to each, and lay them on the desk."""
+    if file and from_chats:
+        raise ConfigError("--prompts and --from-chats name two sources.", remedy="Give one of the two.")
     workspace = Workspace(root)
     opened, hardware = _database(workspace, database), choose_hardware(dtype, threads)
     versions = [find_version(workspace, name, answers=True) for name in names or (None,)]
     scorer = workspace.versions.with_weights(judge) if judge else None
-    prompts = list(laying.prompts_of(file))[:count] if file else laying.recent_prompts(opened, count)
-    if not prompts:
+    if file:
+        prompts = list(laying.prompts_of(file))[:count]
+    elif from_chats:
+        prompts = laying.recent_prompts(opened, count)
+    else:
         prompts = laying.starter_prompts(count, 0, versions[0].card.assistant)
+    if not prompts:
+        raise DataError(
+            "nobody has asked anything in a chat yet.", remedy="Leave --from-chats out, or give --prompts."
+        )
     bench = Bench.open(workspace, f"desk-{hardware.arithmetic.replace('/', '-')}", lambda: hardware)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("answering")

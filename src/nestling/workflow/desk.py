@@ -14,28 +14,35 @@ from nestling.data.curriculum import items, load
 from nestling.data.formats import Conversation, Ranking, check_file, read_rows
 from nestling.errors import DataError
 from nestling.feedback.desk import Desk
+from nestling.feedback.people import IMPORTED
 from nestling.feedback.recorder import Recorder
 from nestling.generation.protocol import Completion, Request, Sampling
 from nestling.generation.sampler import derive_seed
 from nestling.model.scorer import Scorer, load_scorer
 from nestling.rewards.terms import Attempt, LearnedScore
-from nestling.storage import Database, Generation
+from nestling.storage import Database, Generation, Withdrawal
 from nestling.text.messages import Message
 from nestling.workflow.materials import digest
 from nestling.workflow.stages import Bench
 from nestling.workspace import Tick, Version
 
 Prompt = list[Message]
+_OWN = "desk-"
 
 GIVEN = "given"
 """Stands for a version where an answer came from a file."""
 
 
 def recent_prompts(database: Database, count: int) -> list[Prompt]:
-    """What was asked last, newest first, every prompt once."""
+    """What people asked last in chats, newest first, every prompt once; of nobody who took back what they said, and
+    neither from files nor from the desk itself."""
     with database.read() as session:
+        gone = select(Withdrawal.session_id).where(Withdrawal.session_id.is_not(None))
         query = (
-            select(Generation.messages).where(Generation.version != GIVEN).order_by(Generation.created.desc())
+            select(Generation.messages)
+            .where(Generation.session_id.is_(None) | Generation.session_id.not_in(gone))
+            .where(Generation.id.not_like(f"{_OWN}%"), Generation.version.not_like(f"{IMPORTED}%"))
+            .order_by(Generation.created.desc())
         )
         found: dict[str, Prompt] = {}
         for messages in session.scalars(query.limit(20 * count)):
@@ -128,7 +135,7 @@ def lay_gold(desk: Desk, recorder: Recorder, path: Path) -> int:
 
 
 def _id(source: str, at: int) -> str:
-    return f"desk-{sha256(f'{source}/{at}'.encode()).hexdigest()[:32]}"
+    return f"{_OWN}{sha256(f'{source}/{at}'.encode()).hexdigest()[:32]}"
 
 
 def _is_there(database: Database, generation_id: str) -> bool:
