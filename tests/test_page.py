@@ -17,6 +17,7 @@ from sqlalchemy import func, select
 
 import nestling.serving
 from nestling.serving import hash_token
+from nestling.serving.watch import ROLLED_BACK
 from nestling.storage import Generation, Judgment, open_database
 from nestling.workflow.progress import own_process
 from nestling.workspace import EventLog, Workspace
@@ -339,6 +340,61 @@ def _verdicts(page: Page, locale: str) -> None:
     else:
         expect(told).to_contain_text("“知道自己的名字和身份”可能下降多达 9.9（允许 5）。")
         expect(rows.first).to_have_text("记得前面的话+19.3")
+
+
+TOLD = {
+    "en-US": [
+        "v2-dpo was rolled back: v1-base answers again. What changed?",
+        ["Learnt from people (judgments: 203, people: 12).",
+         "Rolled back: people were less content with it than with the version before."],
+        "Served again, because v2-dpo was rolled back.",
+        "Better than v1-base by +3.4 points on what other people prefer, but:",
+    ],
+    "zh-CN": [
+        "v2-dpo 已被撤回，重新由 v1-base 回答。 有什么变化？",
+        ["从人们的评价中学习（评价：203 条，12 人）。", "已被撤回：人们对它的满意度低于之前的版本。"],
+        "因为 v2-dpo 已被撤回，重新启用。",
+        "在其他人的偏好上比 v1-base 好 +3.4 分，但是：",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("locale", sorted(TOLD))
+def test_what_was_learnt_from_people_and_what_was_rolled_back_is_told(
+    browser: Browser, tmp_path: Path, locale: str
+) -> None:
+    note, told, again, kept = TOLD[locale]
+    workspace = Workspace(tmp_path / "nest")
+    publish(workspace, ["One answer."], "base")
+    for _ in range(2):
+        card = publish(workspace, ["Another answer."], "dpo").folder / "card.json"
+        card.write_text(
+            json.dumps(json.loads(card.read_text()) | {"learnt": {"judgments": 203, "people": 12}})
+        )
+    workspace.versions.mark("v3-dpo", "rejected", "Kept, not served.", exam=EXAM)
+    workspace.versions.promote("v1-base", "first")
+    workspace.versions.mark("v2-dpo", "accepted", "Accepted: v2-dpo gains.", exam=EXAM)
+    workspace.versions.promote("v2-dpo", "better")
+    with running(workspace) as server:
+        server.wait()
+        page, complaints = opened(browser, server.url, locale=locale)
+        page.locator("#prompt").fill("Hi")
+        page.keyboard.press("Enter")
+        expect(page.locator(".answer .text")).to_have_text("Another answer.")
+        workspace.versions.roll_back(f"{ROLLED_BACK} people said so.", of="v2-dpo")
+        workspace.versions.mark("v2-dpo", "rejected", f"{ROLLED_BACK} people said so.")
+        expect(page.locator(".note")).to_have_text(note)
+        page.reload()
+        page.locator("#versions").click()
+        newest, rolled_back, first = page.locator("#versions-list li").all()
+        expect(newest.locator("p").last).to_contain_text(kept)
+        rolled_back.locator("summary").click()
+        expect(rolled_back.locator("p")).to_contain_text([*told, f"{ROLLED_BACK} people said so."])
+        expect(rolled_back.locator("table")).to_have_count(0)
+        first.locator("summary").click()
+        expect(first.locator("p").last).to_have_text(again)
+        assert complaints == []
+        page.context.close()
 
 
 MARKDOWN = (

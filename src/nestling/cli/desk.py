@@ -54,8 +54,10 @@ def _database(workspace: Workspace, place: str | None) -> Database:
 @database_option
 @hardware_options
 @workspace_option
-def fill(file: Path | None, from_chats: bool, count: int, answers: int, names: tuple[str, ...], judge: str | None,
-         temperature: float, max_new_tokens: int, database: str | None, dtype: str, threads: int, root: str | None) -> None:  # fmt: skip
+def fill(
+    file: Path | None, from_chats: bool, count: int, answers: int, names: tuple[str, ...], judge: str | None,
+    temperature: float, max_new_tokens: int, database: str | None, dtype: str, threads: int, root: str | None,
+) -> None:  # fmt: skip
     """Let versions answer prompts, several answers to each, and lay them on the desk."""
     if file and from_chats:
         raise ConfigError("--prompts and --from-chats name two sources.", remedy="Give one of the two.")

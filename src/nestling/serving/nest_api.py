@@ -28,6 +28,7 @@ from nestling.serving.schemas import (
     VoteRequest,
 )
 from nestling.serving.state import ServerState, person_of, state_of, when_gone
+from nestling.serving.watch import ROLLED_BACK
 
 router = APIRouter(prefix="/api")
 health = APIRouter()
@@ -52,18 +53,28 @@ async def status(request: Request) -> dict[str, Any]:
 
 @router.get("/versions")
 async def versions(request: Request) -> dict[str, Any]:
-    """Every version with its state; ``offered`` ones may be named in a request."""
+    """Every version with its state; ``offered`` ones may be named in a request.
+
+    ``learnt`` counts the judgments and people that a version learnt from; ``instead_of`` names the version that was
+    rolled back to this one.
+    """
     state = state_of(request)
     serving = state.pool.serving.name if state.pool.serving else None
     listed = await asyncio.to_thread(state.workspace.versions.list)
     fields = {"kind", "state", "verdict", "created", "parents", "licence"}
     exams = {version.name: version.card.metrics.get("exam") for version in listed}
+    pointer = await asyncio.to_thread(state.workspace.versions.pointer)
+    left = pointer.history[-1] if pointer and pointer.history else None
+    taken_back = left.version if pointer and left and left.over and pointer.version == serving else None
     return {
         "versions": [
             {
                 "name": version.name,
                 **version.card.model_dump(include=fields),
                 "exam": exams[version.name],
+                "learnt": (version.card.model_extra or {}).get("learnt"),
+                "rolled_back": version.card.verdict.startswith(ROLLED_BACK),
+                "instead_of": taken_back if version.name == serving else None,
                 "serving": version.name == serving,
                 "offered": is_offered(version) or version.name == serving,
             }

@@ -12,6 +12,8 @@ from nestling.workspace import VersionStore
 
 log = logging.getLogger(__name__)
 
+ROLLED_BACK = "Rolled back:"
+"""What the verdict of a version begins with with which people were less content."""
 _SECONDS = 30.0
 
 
@@ -34,8 +36,8 @@ def roll_back_if_worse(versions: VersionStore, database: Database) -> Satisfacti
     if not found.is_worse:
         return None
     reason = (
-        f"Rolled back: of {found.signals} answers people were content with {found.rate or 0:.0%}; with {before} it was "
-        f"{found.before or 0:.0%} at least (evidence {found.evidence:.0f} to 1)."
+        f"{ROLLED_BACK} of {found.signals} answers people were content with {found.rate or 0:.0%}; "
+        f"with {before} it was {found.before or 0:.0%} at least (evidence {found.evidence:.0f} to 1)."
     )
     versions.roll_back(reason, of=pointer.version)
     versions.mark(pointer.version, "rejected", reason)

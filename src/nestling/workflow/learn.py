@@ -298,6 +298,17 @@ class Learn(Raising):
             "snapshot": manifest.name,
             "judgments": {part: len(numbers) for part, numbers in manifest.judgments.items()},
             "people": manifest.people,
+            "learnt": {
+                "judgments": len(
+                    {
+                        n
+                        for part, some in manifest.judgments.items()
+                        if part.startswith("train/")
+                        for n in some
+                    }
+                ),
+                "people": manifest.people.get("train", 0),
+            },
         }
 
     # Evidence -----------------------------------------------------------------------------------------------------

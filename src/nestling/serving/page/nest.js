@@ -45,7 +45,8 @@ async function take(news) {
     versions = (await json("/api/versions")).versions;
     takeVersions(versions);
   }
-  if (before && name && before !== name) note("tookOver", { name });
+  const newer = versions.find((version) => version.name === name)?.instead_of;
+  if (before && name && before !== name) note(newer ? "cameBack" : "tookOver", { name, newer });
   const verdict = news.raising?.verdict;
   if (known && verdict && verdict.version !== judgedBefore && !verdict.accepted) {
     note("notServed", { name: verdict.version });

@@ -39,13 +39,25 @@ function entry(version, open) {
   return make("li", {}, node);
 }
 
-/** The gate's verdict in words; what its exam measured beside it. */
-function words({ exam, verdict, state }) {
-  if (!exam) return verdict ? [make("p", { lang: "en" }, verdict)] : [];
+/** Where it comes from, and why it is served again or no more; then the gate's verdict, and what its exam measured. */
+function words({ exam, verdict, state, learnt, rolled_back, instead_of }) {
+  const story = [
+    learnt && t("learntFrom", learnt),
+    instead_of && t("servedAgain", { newer: instead_of }),
+    rolled_back && t("rolledBack"),
+  ];
+  const told = story.filter(Boolean).map((sentence) => make("p", {}, sentence));
+  // A version that was rolled back passed its exam before; the verdict of its card is no longer the gate's.
+  if (!exam || rolled_back) return verdict ? [...told, make("p", { lang: "en" }, verdict)] : told;
+  return [...told, ...examined(exam, state, Boolean(learnt))];
+}
+
+function examined(exam, state, learnt) {
   const lines = exam.lines.map((line) => ({ ...line, shown: measureName(line.name, line.label) }));
   const evidence = lines.find((line) => line.role === "evidence");
   const lost = lines.filter((line) => line.role === "guarded" && !line.passed);
-  const slots = { against: exam.against, gain: points(evidence.gain), least: points(evidence.bound ?? 0) };
+  const on = t(learnt ? "onPeople" : "onUnrewarded");
+  const slots = { on, against: exam.against, gain: points(evidence.gain), least: points(evidence.bound ?? 0) };
   const sentences = [];
   if (state === "accepted") sentences.push(t("examPassed", slots));
   else sentences.push(t(evidence.passed ? "examBetterBut" : "examNotBetter", slots));
