@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from nestling.model.scorer import Scorer
 from nestling.workflow.reward_report import calibration, calibration_error, reward_report
+from nestling.workflow.stages import describe_reward_model
 from tiny import tiny_model
 
 
@@ -57,6 +58,17 @@ def test_kinds_of_pairs_are_told_apart_in_every_category() -> None:
     right = round(told["all"]["accuracy"] * told["all"]["pairs"])
     assert len(told["most_confidently_wrong"]) == told["all"]["pairs"] - right
     assert sum(b["pairs"] for b in told["calibration"]["with_written"]) == 3
+
+
+def test_what_people_compared_is_a_kind_of_its_own() -> None:
+    model = tiny_model()
+    rows = [ranking("format", "sft", "sft", "written"), ranking("people", "people", "people", "people")]
+    told = reward_report(Scorer(model.decoder, model.tokenizer), rows)
+    assert [told[kind]["pairs"] for kind in ("all", "on_policy", "with_written", "people")] == [6, 1, 2, 3]
+    assert "with written ones" in describe_reward_model(told) and "of people's" in describe_reward_model(told)
+    assert "of people's" not in describe_reward_model(
+        reward_report(Scorer(model.decoder, model.tokenizer), rows[:1])
+    )
 
 
 def ranking(category: str, *sources: str) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from nestling.model.scorer import Scorer
 from nestling.workflow.materials import ranked_ids
 
 _BINS = 5
+_KINDS = {frozenset(("sft",)): "on_policy", frozenset(("people",)): "people"}
+"""By where a pair's two answers came from."""
 
 
 @torch.no_grad()
@@ -41,9 +43,9 @@ def set_normalisation(scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> None
 def reward_report(scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Measure the scorer on held-out rankings, as a whole and by category.
 
-    A pair counts as on-policy when both answers were sampled from the model; the others hold a written one. Of each
-    kind: how many pairs, the share in the right order, and the calibration error (``calibration_error``);
-    ``calibration`` has its bins.
+    A pair counts as on-policy when both answers were sampled from the model, as people's when people compared them; the
+    others hold a written one. Of each kind: how many pairs, the share in the right order, and the calibration error
+    (``calibration_error``); ``calibration`` has its bins.
     """
     pairs: list[dict[str, Any]] = []
     lengths, scores = [], []
@@ -56,7 +58,7 @@ def reward_report(scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> dict[str
             pairs.append(
                 {
                     "category": row["category"],
-                    "on_policy": row["sources"][a] == row["sources"][b] == "sft",
+                    "kind": _KINDS.get(frozenset((row["sources"][a], row["sources"][b])), "with_written"),
                     "margin": own[a] - own[b],
                     "row": row,
                     "answers": (a, b),
@@ -91,12 +93,8 @@ def reward_report(scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> dict[str
 
 
 def _kinds(pairs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    sampled = [p for p in pairs if p["on_policy"]]
-    return {
-        "all": list(pairs),
-        "on_policy": sampled,
-        "with_written": [p for p in pairs if not p["on_policy"]],
-    }
+    kinds = ("on_policy", "with_written", "people")
+    return {"all": list(pairs)} | {kind: [p for p in pairs if p["kind"] == kind] for kind in kinds}
 
 
 def _quality(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

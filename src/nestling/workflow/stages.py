@@ -276,10 +276,11 @@ def reward_model(
 
 def describe_reward_model(measured: dict[str, Any]) -> str:
     part = lambda name: "none" if measured[name]["accuracy"] is None else f"{measured[name]['accuracy']:.1%}"
+    people = f", of people's {part('people')}" if measured["people"]["pairs"] else ""
     return (
         f"Pair accuracy on {measured['rankings']} held-out rankings: {part('all')}; sampled answers against each other "
-        f"{part('on_policy')}, with written ones {part('with_written')}. Correlation of score with length "
-        f"{measured['correlation_with_length']:+.2f}."
+        f"{part('on_policy')}, with written ones {part('with_written')}{people}. "
+        f"Correlation of score with length {measured['correlation_with_length']:+.2f}."
     )
 
 
