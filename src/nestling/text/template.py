@@ -126,9 +126,9 @@ class ChatTemplate:
                 where=self.where,
                 remedy="Change the conversation to what this model accepts.",
             ) from error
-        # A template is foreign code: whatever it raises, from a sandbox violation to a division by zero, is
-        # the template's fault and must not take the caller down.
         except Exception as error:
+            # A template is foreign code: whatever it raises, from a sandbox violation to a division by zero, is the
+            # template's fault. It becomes an error that says so; Ctrl-C and the like are no Exception and go on.
             raise ModelError(
                 f"the chat template failed: {type(error).__name__}: {error}.",
                 where=self.where,
