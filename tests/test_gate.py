@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from pydantic import ValidationError
 from rich.console import Console
@@ -9,6 +11,8 @@ from rich.console import Console
 from nestling.errors import ConfigError, DataError
 from nestling.evaluation.detectors import DetectorQuality
 from nestling.workflow.gate import GateRule, decide
+from nestling.workflow.learn import load_learn_recipe
+from nestling.workflow.recipe import load_recipe
 from test_evaluation_support import make_results, share
 
 OLD = {
@@ -216,6 +220,16 @@ class TestRule:
     def test_a_margin_that_is_given_leaves_the_others_as_they_are(self) -> None:
         rule = GateRule(margins={"refusal": 0.08})
         assert rule.margins == {"retention": 0.02, "perplexity": 0.05, "refusal": 0.08}
+
+    def test_a_margin_for_one_side_of_a_skill_is_refused_where_both_are_asked(self) -> None:
+        for load in (partial(load_recipe, "quickstart"), partial(load_learn_recipe, None)):
+            with pytest.raises(
+                ConfigError, match=r"gate.margins: 'mistake' is guarded by the mean.*for 'correction'"
+            ):
+                load(["gate.margins.mistake=0.1"])
+            assert load(["gate.margins.correction=0.1"]).gate.margins["correction"] == 0.1
+            alone = load(["gate.margins.mistake=0.1", "evaluation.sizes.hold_truth=0"])
+            assert alone.gate.margins["mistake"] == 0.1
 
     def test_impossible_values_and_unknown_keys_are_refused(self) -> None:
         for bad in (

@@ -17,128 +17,28 @@ named beside the verdict. Where one side's check may not decide, the pair does n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, Field, field_validator
-from rich.table import Table
-
-from nestling.config import Config
-from nestling.errors import ConfigError, DataError
+from nestling.errors import DataError
 from nestling.evaluation.compare import PairedGain, check_comparable, paired_gain, pooled_gain
-from nestling.evaluation.detectors import LEAST_ACCURACY, LEAST_LABELS, DetectorQuality
-from nestling.evaluation.measures import BALANCED, LABELS, NO_LOOP, Measure, part_of_composite
+from nestling.evaluation.detectors import DetectorQuality
+from nestling.evaluation.measures import NO_LOOP, Measure, part_of_composite
 from nestling.evaluation.perplexity import log_ratio
 from nestling.evaluation.results import Results
+from nestling.workflow.gate_rule import (
+    PERPLEXITY,
+    GateLine,
+    GateRule,
+    GateVerdict,
+    headline,
+    label_of,
+    listed,
+    refuse_unknown,
+)
 
-PERPLEXITY = "perplexity"
-
-
-MARGINS = {"retention": 0.02, PERPLEXITY: 0.05}
-"""Margins that differ unless a recipe says otherwise."""
-
-
-class GateRule(Config):
-    """The rule as data. Margins are shares (0.05 is 5 points); perplexity's is relative (0.05 is 5 %)."""
-
-    evidence: Literal["held_out"] | list[str] = Field(
-        "held_out",
-        description="Where the new version must be better: held_out, or names of behaviours, all of the same weight.",
-    )
-    margin: float = Field(0.05, gt=0, lt=1, description="How much any other behaviour may lose.")
-    margins: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default_factory=dict,
-        description="Margins that differ, by behaviour; retention 0.02 and perplexity 0.05 unless given.",
-    )
-    pooled: dict[str, list[str]] = Field(
-        default={"manners": ["identity", "small_talk", "chinese"]},
-        description="Behaviours guarded as one because each has too few prompts, by the pool's name.",
-    )
-    confidence: float = Field(
-        0.95,
-        gt=0.5,
-        lt=1,
-        description="Of the evidence's interval, and that no guarded behaviour has lost its margin.",
-    )
-
-    @field_validator("margins")
-    @classmethod
-    def _over_the_usual_ones(cls, given: dict[str, float]) -> dict[str, float]:
-        return MARGINS | given
-
-    @property
-    def evidence_label(self) -> str:
-        return "the held-out checks" if self.evidence == "held_out" else _listed(map(_label, self.evidence))
-
-    def describe(self, evidence: str | None = None) -> str:
-        """The rule in plain words; ``evidence`` where it is not what the rule says."""
-        others = [
-            f"{_label(name)} {100 * margin:g} {'%' if name == PERPLEXITY else 'points'}"
-            for name, margin in self.margins.items()
-        ]
-        return " ".join(
-            [
-                f"A new version is served when it is better than the served one on {evidence or self.evidence_label}:",
-                f"the lower end of the {self.confidence:.0%} interval of its mean gain must be above zero.",
-                "And every other behaviour that is guarded must be shown to have lost less than",
-                f"{100 * self.margin:g} points{f' ({_listed(others)})' if others else ''},",
-                f"each at {self.confidence:.0%} confidence: as all must pass, so is the confidence that none has.",
-                "Where the prompts are too few to show that even of an unchanged version, the measured loss counts.",
-                *(f"Counted as one: {_listed(map(_label, names))}." for names in self.pooled.values()),
-                *(
-                    f"Guarded by their mean alone, being opposite sides of one skill: {_listed(map(_label, sides))}."
-                    for sides in BALANCED.values()
-                ),
-                f"A behaviour whose check was not right on {LEAST_ACCURACY:.0%} of at least {LEAST_LABELS}",
-                "labelled answers is reported and does not decide.",
-            ]
-        )
-
-
-class GateLine(BaseModel):
-    """One line of the verdict's table.
-
-    ``name`` is the measure's or pool's, "evidence" for the evidence. ``gain`` and ``bound`` are shares, relative for
-    perplexity (whose gain is a fall). ``bound`` is the lower end of the evidence's gain, or the most a guarded
-    behaviour may have lost at its ``confidence``; the measured loss where that is None.
-    """
-
-    name: str = ""
-    label: str
-    role: Literal["evidence", "guarded", "reported"]
-    n: int
-    gain: float
-    bound: float | None = None
-    margin: float | None = None
-    confidence: float | None = None
-    passed: bool | None = None
-
-
-class GateVerdict(BaseModel):
-    """The decision; ``sentences`` are for people, the first one says it all."""
-
-    candidate: str
-    incumbent: str
-    accepted: bool
-    sentences: list[str]
-    rule: str
-    lines: list[GateLine]
-
-    def table(self) -> Table:
-        """For the terminal."""
-        table = Table("behaviour", title=f"gate: {self.candidate} against {self.incumbent}, in points")
-        for column in ("n", "gain", "bound", "allowed", "passed"):
-            table.add_column(column, justify="right")
-        for line in self.lines:
-            bound = "" if line.bound is None else f"{100 * line.bound:+.1f}"
-            if line.role == "guarded" and line.bound is not None:
-                bound = f"{-100 * line.bound:+.1f}"
-            allowed = {"evidence": "above 0", "reported": "reported only"}.get(line.role)
-            allowed = allowed or f"above {-100 * (line.margin or 0):g}"
-            passed = "" if line.passed is None else "yes" if line.passed else "no"
-            table.add_row(line.label, str(line.n), f"{100 * line.gain:+.1f}", bound, allowed, passed)
-        return table
+__all__ = ["GateLine", "GateRule", "GateVerdict", "Judged", "decide"]
 
 
 @dataclass(frozen=True)
@@ -224,59 +124,25 @@ def decide(
     guards = _guards(candidate, incumbent, rule, guarded)
     for name, kept in (judged.guarded if judged else {}).items():
         guards.append(
-            _guard(name, _label(name), kept, kept.standstill(), rule.margins.get(name, rule.margin))
+            _guard(name, label_of(name), kept, kept.standstill(), rule.margins.get(name, rule.margin))
         )
     guard_lines, guard_problems = _judge_guards(guards, rule)
     problems += guard_problems
-    headline = _headline(candidate.name, evidence_line, label, problems)
+    told = headline(candidate.name, evidence_line, label, problems)
     reported = [m for name, m in measures.items() if m not in guarded]
     reported_lines = _reported_lines(candidate, incumbent, reported)
     notes = [f"Reported only: {m.label} ({doubts[name]})." for name, m in measures.items() if doubts[name]]
     if fallen := [line for line in reported_lines if -line.gain > rule.margin]:
-        losses = _listed(f"{line.label} ({100 * line.gain:+.1f} points)" for line in fallen)
+        losses = listed(f"{line.label} ({100 * line.gain:+.1f} points)" for line in fallen)
         notes.insert(0, f"Lower, and by itself not guarded: {losses}.")
     return GateVerdict(
         candidate=candidate.name,
         incumbent=incumbent.name,
         accepted=not problems,
-        sentences=[headline, *(f"Also: {problem}." for problem in problems[1:]), *notes],
+        sentences=[told, *(f"Also: {problem}." for problem in problems[1:]), *notes],
         rule=rule.describe(label),
         lines=[evidence_line, *guard_lines, *reported_lines],
     )
-
-
-def _headline(name: str, evidence: GateLine, label: str, problems: Sequence[str]) -> str:
-    if problems:
-        return f"Kept, not served: {problems[0]}."
-    gained, least = 100 * evidence.gain, 100 * (evidence.bound or 0)
-    return (
-        f"Accepted: {name} gains {gained:.1f} points on {label}, "
-        f"at least {least:.1f}; nothing that is guarded has lost more than allowed."
-    )
-
-
-def refuse_unknown(rule: GateRule, measured: Iterable[str] = LABELS) -> None:
-    """A misspelt behaviour must not silently have no margin or pool; evidence must be ``measured``.
-
-    Raises:
-        ConfigError: naming the setting and the behaviour.
-    """
-    measured = set(measured)
-    known = {*LABELS, *measured, *rule.pooled, PERPLEXITY}
-    pooled = [member for members in rule.pooled.values() for member in members]
-    evidence = [] if rule.evidence == "held_out" else rule.evidence
-    for place, names, allowed in (
-        ("gate.margins", rule.margins, known),
-        ("gate.pooled", pooled, known),
-        ("gate.evidence", evidence, measured),
-    ):
-        for name in names:
-            if name not in allowed:
-                raise ConfigError(
-                    f"there is no behaviour {name!r} here.",
-                    where=place,
-                    remedy=f"Use some of {', '.join(sorted(allowed))}.",
-                )
 
 
 def _evidence(rule: GateRule, measures: Mapping[str, Measure]) -> list[str]:
@@ -323,7 +189,7 @@ def _guards(
         unchanged = pooled_gain(incumbent, incumbent, members)
         whole = len(members) == len(rule.pooled.get(name, [name]))
         label = (
-            _label(name) if whole else _listed(member.label for member in members)
+            label_of(name) if whole else listed(member.label for member in members)
         )  # of a pool what decides
         if gain and unchanged:
             guards.append(_guard(name, label, gain, unchanged, rule.margins.get(name, rule.margin)))
@@ -348,7 +214,7 @@ def _perplexity_guard(candidate: Results, incumbent: Results, margin: float) -> 
     log = log_ratio(candidate.prose, incumbent.prose)
     return _Guard(
         name=PERPLEXITY,
-        label=_label(PERPLEXITY),
+        label=label_of(PERPLEXITY),
         n=log.clusters,
         gain=-math.expm1(log.estimate),
         margin=margin,
@@ -427,12 +293,3 @@ def _reported_lines(candidate: Results, incumbent: Results, measures: Sequence[M
                 )
             )
     return lines
-
-
-def _label(name: str) -> str:
-    return LABELS.get(name, name.replace("_", " "))
-
-
-def _listed(names: Any) -> str:
-    *rest, last = list(names)
-    return f"{', '.join(rest)} and {last}" if rest else last

@@ -33,7 +33,8 @@ from nestling.training.preference import (
 )
 from nestling.training.reward_model import RewardModelConfig
 from nestling.workflow import lessons, materials, stages
-from nestling.workflow.gate import GateRule, Judged, refuse_unknown
+from nestling.workflow.gate import Judged
+from nestling.workflow.gate_rule import GateRule, refuse_halves, refuse_unknown
 from nestling.workflow.raising import Raising
 from nestling.workflow.recipe import (
     DataConfig,
@@ -103,6 +104,7 @@ def load_learn_recipe(path: Path | None, settings: Sequence[str] = ()) -> LearnR
     check_behaviours(recipe.ppo_prompts, "learn: ppo_prompts", rewarded=True)
     check_behaviours(recipe.rehearsal, "learn: rehearsal", rewarded=True)
     refuse_unknown(recipe.gate)
+    refuse_halves(recipe.gate, recipe.evaluation.sizes)
     return recipe
 
 

@@ -29,7 +29,7 @@ from nestling.training.reward_model import RewardModelConfig
 from nestling.training.sft import SFTConfig
 from nestling.training.trained_part import require_a_block
 from nestling.workflow.fetch import DEFAULT_BASE, local_base
-from nestling.workflow.gate import GateRule, refuse_unknown
+from nestling.workflow.gate_rule import GateRule, refuse_halves, refuse_unknown
 
 
 class HardwareConfig(Config):
@@ -202,6 +202,7 @@ def load_recipe(
     check_prompts("ppo_prompts", recipe.ppo_prompts, recipe.seed, name_or_path)
     check_behaviours(recipe.evaluation.sizes, f"{name_or_path}: evaluation.sizes")
     refuse_unknown(recipe.gate)
+    refuse_halves(recipe.gate, recipe.evaluation.sizes)
     checked_name(recipe.assistant)
     for name in recipe.data.files:
         deque(read_rows(Path(name), Conversation), maxlen=0)  # a broken line is named now, not after an hour
