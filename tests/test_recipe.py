@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from nestling.data.curriculum import content_digest
 from nestling.errors import ConfigError, DataError
 from nestling.workflow import materials
-from nestling.workflow.recipe import load_recipe, packaged_recipes
+from nestling.workflow.recipe import Recipe, load_recipe, packaged_recipes
 from nestling.workflow.run import Run
 from nestling.workspace import Workspace, atomic
 
@@ -37,6 +38,38 @@ def test_a_run_goes_on_as_it_began_when_a_release_has_other_defaults(tmp_path: P
         (run.folder / "recipe.json").write_text(content)
         with pytest.raises(ConfigError, match=message):
             Run(Workspace(tmp_path), recipe)
+
+
+def test_other_starter_content_is_another_run_and_the_old_one_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, recipe = Workspace(tmp_path), load_recipe("quickstart")
+    before = Run(workspace, recipe)
+    legacy = workspace.runs / recipe.settings_name  # of a release that left the content out of the name
+    for folder in (before.folder, legacy, workspace.runs / f"{recipe.settings_name}0"):
+        atomic.write_json(folder / "recipe.json", recipe.model_dump(mode="json"))
+    monkeypatch.setattr("nestling.data.curriculum.content_digest", lambda: "07e2c1d9")
+    after = Run(workspace, load_recipe("quickstart"))
+    assert after.folder != before.folder and not after.finished
+    assert recipe.fingerprint != before_fingerprint(monkeypatch, recipe)
+    after.tell_of_other_content()
+    told = [event["text"].split()[0] for event in after.events.read()[0]]
+    assert sorted(told) == sorted([before.name, legacy.name])
+
+
+def before_fingerprint(monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> str:
+    monkeypatch.undo()
+    return recipe.fingerprint
+
+
+def test_the_contents_digest_is_of_every_file(tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "a.yaml").write_text("a")
+    found = [content_digest.__wrapped__(tmp_path)]
+    for name, text in (("tables/b.yaml", "b"), ("a.yaml", "A")):
+        (tmp_path / name).write_text(text)
+        found.append(content_digest.__wrapped__(tmp_path))
+    assert len(set(found)) == 3 and len(content_digest()) == 64
 
 
 @pytest.mark.parametrize(

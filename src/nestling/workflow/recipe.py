@@ -134,21 +134,27 @@ class Recipe(Config):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of every setting and of the contents of files: whatever differs is another training.
+        """SHA-256 of every setting, of files and of the curriculum: whatever differs is another training.
 
         Raises:
             DataError: a data file cannot be read.
         """
-        return self._digest(self.model_dump(mode="json"))
+        return self._digest(self.model_dump(mode="json") | {"curriculum": curriculum.content_digest()})
 
     @property
     def run_name(self) -> str:
-        """Tells runs apart by what is set and by the contents of files. A default counts for nothing: a release with
-        one more setting still knows the runs of the release before (what they began with is kept in their folder).
+        """Tells runs apart by what is set and by the contents of files, then by the curriculum's. A default counts for
+        nothing: a release with one more setting still knows the runs of the release before (what they began with is
+        kept in their folder). One with other content does not: half a run of each would be neither.
 
         Raises:
             DataError: a data file cannot be read.
         """
+        return f"{self.settings_name}-{curriculum.content_digest()[:6]}"
+
+    @property
+    def settings_name(self) -> str:
+        """What the names of all runs with the same settings and files begin with."""
         return f"{self.name}-{self._digest(self.model_dump(mode='json', exclude_defaults=True))[:8]}"
 
     def _digest(self, decides: dict[str, Any]) -> str:

@@ -39,6 +39,8 @@ class Run(Raising):
         self.hardware, self.checkpoint_seconds = recipe.hardware, recipe.checkpoint_seconds
 
     def steps(self) -> None:
+        if not (self.folder / "recipe.json").exists():
+            self.tell_of_other_content()
         atomic.write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
         with self.stage("base"):
             base = stages.import_base(self.bench(), self.recipe.base, self.recipe.assistant)
@@ -60,6 +62,19 @@ class Run(Raising):
         self.gated(aligned, base, base_results, "gate-ppo")
         with self.stage("report"):
             self.report([base, tuned, aligned])
+
+    def tell_of_other_content(self) -> None:
+        """Say why a raising begins anew that had begun, or come to its end, with another release's starter content."""
+        begins = self.recipe.settings_name
+        for path in sorted(self.workspace.runs.glob(f"{begins}*/recipe.json")):
+            other = path.parent.name
+            if other != self.name and other.removeprefix(begins)[:1] in ("", "-"):
+                self.events.append(
+                    "report", stage="base",
+                    text=f"{other} has the same settings, and began with the starter content of another release. It "
+                    "stays as it is; this one begins anew, as half of each would be neither. To go on with that one, "
+                    "use its release.",
+                )  # fmt: skip
 
     def fitted(self, base: Version) -> Recipe:
         """The recipe as it is run here (``scaling``), found once and kept beside the recipe as it was given."""

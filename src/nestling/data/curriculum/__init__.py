@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from nestling.data.curriculum.generator import Item, demonstrations, items, split_of
-from nestling.data.curriculum.schema import SPLITS, Behaviour, Curriculum, Row, Split, Template, load
+from nestling.data.curriculum.schema import (
+    SPLITS,
+    Behaviour,
+    Curriculum,
+    Row,
+    Split,
+    Template,
+    content_digest,
+    load,
+)
 
 __all__ = [
     "SPLITS",
@@ -13,6 +22,7 @@ __all__ = [
     "Row",
     "Split",
     "Template",
+    "content_digest",
     "demonstrations",
     "items",
     "load",

@@ -7,9 +7,11 @@ the others.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -118,6 +120,14 @@ class Curriculum:
         """The rows of the behaviour's table, or None when it has no table."""
         table = self.behaviours[behaviour].table
         return None if table is None else self.tables[table]
+
+
+@cache
+def content_digest(folder: Path = CONTENT) -> str:
+    """SHA-256 of all files under a content folder: what is taught, and what is asked to see what was learnt."""
+    files = sorted(path for path in folder.rglob("*.yaml"))
+    told = [[path.relative_to(folder).as_posix(), sha256(path.read_bytes()).hexdigest()] for path in files]
+    return sha256(json.dumps(told).encode()).hexdigest()
 
 
 @cache
