@@ -203,9 +203,9 @@ def write_race(
         "Both learn from the same fine-tuned weights and the same reward model (normalised, full depth), "
         f"{ANSWERS} answers of at most {ANSWER_TOKENS} tokens an iteration. Held-out reward: mean score of greedy "
         f"answers to {HELD_OUT} prompts nobody trains on, less 1 for an answer that does not end. Judging and saving "
-        "stop the clock. Each side runs by the best of four settings, tried with seed 0.",
-        "", "| settings tried | best reward | minutes |", "|---|---:|---:|",
-        *(f"| {t.name} | {t.best:.3f} | {t.curve[-1][0]:.1f} |" for t in trials), "",
+        "stop the clock. Sides run by the best of the settings tried with seed 0, or by those that the command gives: "
+        f"{pairs[0][0].name}; {pairs[0][1].name}.", "",
+        *_tried(trials),
         "| seed | start | TRL's best | TRL, minutes to it | ours, minutes to it | ratio |",
         "|---|---:|---:|---:|---:|---|",
     ]  # fmt: skip
@@ -230,6 +230,13 @@ def write_race(
     page = folder / "race.md"
     atomic.write_text(page, "\n".join([*lines, "", "![race](pictures/race.svg)", ""]))
     return page
+
+
+def _tried(trials: Sequence[Runner]) -> list[str]:
+    if not trials:
+        return []
+    rows = [f"| {t.name} | {t.best:.3f} | {t.curve[-1][0]:.1f} |" for t in trials]
+    return ["| settings tried | best reward | minutes |", "|---|---:|---:|", *rows, ""]
 
 
 def _curves(pairs: Sequence[tuple[Runner, Runner]]) -> str:

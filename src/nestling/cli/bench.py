@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,28 +103,55 @@ def peers(python: Path, rounds: int, only: str | None, base: str, out: Path, dty
     show_default=True,
     help="Iterations to find each side's best setting.",
 )
+@click.option("--our-setting", metavar="TEXT", help="Ours that starts with this is taken as tried before.")
+@click.option("--trl-setting", metavar="TEXT", help="TRL's that starts with this is taken as tried before.")
 @shared_options
-def race(python: Path, policy: str, reward_model: str, seeds: int, iterations: int, trials: int, base: str, out: Path,
-         dtype: str, threads: int, root: str | None) -> None:  # fmt: skip
+def race(python: Path, policy: str, reward_model: str, seeds: int, iterations: int, trials: int,
+         our_setting: str | None, trl_setting: str | None, base: str, out: Path, dtype: str, threads: int,
+         root: str | None) -> None:  # fmt: skip
     """Minutes to the same held-out reward, beside TRL at its best settings; writes race.md."""
-    from nestling.bench.race import OURS, TRL, Judge, Start, run, write_race
+    from nestling.bench.race import OURS, TRL, Judge, Runner, Start, run, write_race
 
     material, versions = _material(root, base, dtype, threads), Workspace(root).versions
     start = Start(material, versions.get(policy), versions.get(reward_model))
     judge = Judge(start.reward.folder, material.tokenizer, material.hardware)
     first = judge(start.policy.folder)
-    theirs = {setting: start.trl(0, setting, python) for setting in TRL}
-    ours = {setting: start.ours(0, setting) for setting in OURS}
-    tried = [*theirs.values(), *ours.values()]
-    for trial in tried:
-        run([trial], trials, judge, first, click.echo)
-    our_best, their_best = (max(side, key=lambda name: side[name].best) for side in (ours, theirs))
+    tried: list[Runner] = []
+
+    def best(settings: Mapping[str, Any], given: str | None, runner: Callable[[str], Runner]) -> str:
+        if given:
+            return _named(settings, given)
+        found = {setting: runner(setting) for setting in settings}
+        for trial in found.values():
+            run([trial], trials, judge, first, click.echo)
+        tried.extend(found.values())
+        return max(found, key=lambda setting: found[setting].best)
+
+    their_best = best(TRL, trl_setting, lambda setting: start.trl(0, setting, python))
+    our_best = best(OURS, our_setting, lambda setting: start.ours(0, setting))
     pairs = []
     for seed in range(seeds):
         pairs.append((start.ours(seed, our_best), start.trl(seed, their_best, python)))
         run(pairs[-1], iterations, judge, first, click.echo)
     command = f"nestling bench race --policy {policy} --reward-model {reward_model} --seeds {seeds}"
-    click.echo(f"Written: {write_race(out, material, tried, pairs, f'{command} --iterations {iterations}')}")
+    command += f" --iterations {iterations}"
+    for option, given in (("--our-setting", our_setting), ("--trl-setting", trl_setting)):
+        command += f" {option} '{given}'" if given else ""
+    click.echo(f"Written: {write_race(out, material, tried, pairs, command)}")
+
+
+def _named(settings: Mapping[str, Any], start: str) -> str:
+    """The one setting whose name starts so.
+
+    Raises:
+        ConfigError: none does, or several do.
+    """
+    found = [name for name in settings if name.startswith(start)]
+    if len(found) != 1:
+        raise ConfigError(
+            f"{len(found)} settings start with {start!r}.", remedy="There are: " + "; ".join(settings)
+        )
+    return found[0]
 
 
 @bench.command()
