@@ -252,7 +252,7 @@ def test_what_is_learned_is_compared_by_seed(material: Material, tmp_path: Path)
 
 
 def test_a_setting_of_a_race_is_given_by_how_its_name_starts() -> None:
-    assert _named(OURS, "4 x 4") == "4 x 4 answers, 1e-4, 1 epoch"
-    for start, count in (("16 answers", 3), ("no such", 0)):
+    assert _named(OURS, "4 x 4 answers, 2") == "4 x 4 answers, 2e-4, 1 epoch"
+    for start, count in (("16 answers", 2), ("no such", 0)):
         with pytest.raises(ConfigError, match=f"{count} settings start with"):
             _named(OURS, start)

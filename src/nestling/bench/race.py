@@ -35,14 +35,16 @@ SAVE_EVERY = 5
 UNFINISHED = 1.0
 NOTICED = 0.1
 
-_SIBLINGS: dict[str, Any] = {"prompts": 4, "samples": 4, "gae_lambda": 1.0}
+_SIBLINGS: dict[str, Any] = {
+    "prompts": 4, "samples": 4, "gae_lambda": 1.0, "kl_coef": 0.05, "warmup_steps": 0, "epochs": 1,
+}  # fmt: skip
 _CRITIC: dict[str, Any] = {
     "prompts": 16, "samples": 1, "gae_lambda": 0.95, "kl_coef": 0.05, "warmup_steps": 0, "epochs": 1,
     "critic": "separate", "critic_trunk_learning_rate": 1e-4, "critic_learning_rate": 1e-4,
 }  # fmt: skip
 OURS: dict[str, dict[str, Any]] = {
-    "4 x 4 answers, 1e-4, 1 epoch": _SIBLINGS | {"learning_rate": 1e-4, "epochs": 1, "kl_coef": 0.05},
-    "16 answers, critic from the reward model, 5e-5, 1 epoch": _CRITIC | {"learning_rate": 5e-5},
+    "4 x 4 answers, 1e-4, 1 epoch": _SIBLINGS | {"learning_rate": 1e-4},
+    "4 x 4 answers, 2e-4, 1 epoch": _SIBLINGS | {"learning_rate": 2e-4},
     "16 answers, critic from the reward model, 1e-4, 1 epoch": _CRITIC | {"learning_rate": 1e-4},
     "16 answers, critic from the reward model, 2e-4, 1 epoch": _CRITIC | {"learning_rate": 2e-4},
 }
