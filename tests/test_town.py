@@ -31,6 +31,7 @@ from nestling.bench.town import (
 )
 from nestling.bench.town_report import demands
 from nestling.data import curriculum
+from nestling.evaluation.measures import LABELS
 from nestling.feedback import Recorder
 from nestling.model.hf_folder import save_model
 from nestling.workspace import Workspace
@@ -112,8 +113,8 @@ def test_a_judgment_that_the_database_does_not_hold_as_it_was_made_is_lost(
 
 
 SETTINGS = [
-    "hardware.dtype=float32", "hardware.threads=1", "evaluation.max_new_tokens=4", "gate.margin=0.9",
-    "gate.margins={retention: 0.9, perplexity: 9, earlier judgments: 0.05}", "dpo.learning_rate=0.003",
+    "hardware.dtype=float32", "hardware.threads=1", "evaluation.max_new_tokens=4", "dpo.learning_rate=0.003",
+    "gate.margins=" + json.dumps(dict.fromkeys([*LABELS, "manners"], 0.9) | {"perplexity": 9}),
     "dpo.max_tokens=20000", "least_new=5", "checkpoint_seconds=0",
     "evaluation.sizes=" + json.dumps(dict.fromkeys(curriculum.load().behaviours, 1)),
 ]  # fmt: skip
@@ -122,10 +123,17 @@ import sys, json
 from nestling.bench.generations import Plan, Town
 from nestling.workspace import Workspace
 root, base, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-plan = Plan(base, raters=30, generations=2, settings=settings, each=2, held_out=20, answer_tokens=16, liars=100,
+plan = Plan(base, raters=40, generations=2, settings=settings, each=5, held_out=20, answer_tokens=16, liars=100,
             threads=4, kills={2: ["server", "supervisor", "trainer"]})
 Town(Workspace(root), plan, lambda text: print(text[:300], flush=True)).live()
 """
+
+
+def write_base(folder: Path) -> None:
+    """A model whose answers have 36 words, and none to three of the twelfth of them that people like."""
+    pieces = ["Well", f" {FILLER}so", (" one", " you"), f" far {FILLER}", ("some", "your"), f" and {FILLER}", ("him", "yours")]
+    folder.mkdir()
+    save_model(folder, talking_model(pieces, context_length=1024))
 
 
 def live(folder: Path) -> subprocess.Popen[bytes]:
@@ -145,9 +153,7 @@ def steps(folder: Path) -> dict[str, Any]:
 @pytest.mark.slow
 def test_a_small_town_lives_through_kills_and_learns_what_it_likes(tmp_path: Path) -> None:
     """A model that says "you" and "your" as often as not; the town itself is killed too, and goes on."""
-    pieces = ["Well", (" you", " one"), " may", (" your", " some"), " way."]
-    (tmp_path / "base").mkdir()
-    save_model(tmp_path / "base", talking_model(pieces, context_length=1024))
+    write_base(tmp_path / "base")
     first = live(tmp_path)
     while "votes-1" not in steps(tmp_path):
         assert first.poll() is None, (tmp_path / "town.log").read_text()
@@ -159,7 +165,7 @@ def test_a_small_town_lives_through_kills_and_learns_what_it_likes(tmp_path: Pat
     state = json.loads((tmp_path / "nest" / "town" / "state.json").read_text())
     assert {kill["what"] for kill in state["kills"]} >= {"server", "supervisor"}
     found = state["steps"]
-    assert found["check"] == {"acknowledged": 30 * 2 * 2 * 3 + 1000 + 2 * found["dud"]["visits"], "lost": []}
+    assert found["check"] == {"acknowledged": 40 * 5 * 2 * 3 + 1000 + 2 * found["dud"]["visits"], "lost": []}
     assert found["replay-2"]["same"]
     holds = {demand.asked: demand.holds for demand in demands(state, Exam(held_out(20, 0)))}
     print(holds)

@@ -38,6 +38,7 @@ KILLS: dict[int, list[str]] = {
 }
 """What is killed in which generation: server and supervisor while people vote, the trainer while it learns."""
 _WATCH_SECONDS = 120.0
+_FIRST_SECONDS = 10.0  # after which a learning is killed at most where none has shown how long one takes
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Plan:
         each: visits of everybody in a generation, with a vote and a thumb each.
         held_out: requests that satisfaction is measured on.
         liars: made-up people of the crowd that comes at the end, in groups of ten.
+        ordeals: what is tried beside the generations themselves.
     """
 
     base: str
@@ -63,6 +65,7 @@ class Plan:
     liars: int = 200
     threads: int = 12
     kills: Mapping[int, Sequence[str]] = field(default_factory=lambda: KILLS)
+    ordeals: Sequence[str] = ("without adversaries", "poison", "dud")
 
 
 @dataclass
@@ -107,8 +110,10 @@ class Town:
             self._step("measure-0", self._measure)
             for generation in range(1, self.plan.generations + 1):
                 self._generation(generation)
-            self._poison()
-            self._dud()
+            if "poison" in self.plan.ordeals:
+                self._poison()
+            if "dud" in self.plan.ordeals:
+                self._dud()
             self._step("check", self._check)
         finally:
             self.home.stop()
@@ -124,7 +129,7 @@ class Town:
         self._step(f"measure-{number}", self._measure)
         if "trainer" in kills:
             self._step(f"replay-{number}", lambda: self._replay(learned["version"]))
-        if number == 1:
+        if number == 1 and "without adversaries" in self.plan.ordeals:
             self._step("without-adversaries", lambda: self._without_adversaries(learned["version"]))
 
     def _step(self, name: str, act: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -137,7 +142,7 @@ class Town:
             finally:  # what an interrupted attempt took counts too
                 seconds[name] = round(before + time.monotonic() - began, 1)
                 self._save()
-            short = {key: value for key, value in steps[name].items() if key != "values"}
+            short = {key: value for key, value in steps[name].items() if not isinstance(value, list) or len(value) < 10}
             self.told(f"{name}: {short} ({seconds[name] / 60:.1f} minutes)")
         found: dict[str, Any] = steps[name]
         return found
@@ -192,7 +197,7 @@ class Town:
         self._save()
         words, log = self._learn_words(), f"{step}.log"
         if kill and not any(k["step"] == step for k in self.state["kills"]):
-            usual = self.state["seconds"]["learn-1"]
+            usual = self.state["seconds"].get("learn-1") or _FIRST_SECONDS
             moment = random.Random(f"{self.plan.seed}/{step}").uniform(0.1, 0.9) * usual
             if self.home.run(words, log, kill_after=moment) == -9:
                 self._killed("trainer", step, f"after {moment:.0f} s")

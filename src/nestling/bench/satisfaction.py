@@ -43,7 +43,7 @@ class Exam:
 
         def put(number: int) -> Callable[[], None]:
             question = str(self.items[number].messages[-1]["content"])
-            return lambda: found.__setitem__(number, contentment(door.answer(question, model)))
+            return lambda: found.__setitem__(number, round(contentment(door.answer(question, model)), 4))
 
         at_once([put(number) for number in range(len(found))], _THREADS, lambda _: None)
         return found
