@@ -73,11 +73,14 @@ def test_people_choose_by_bradley_and_terry_and_adversaries_the_other_way() -> N
     good, bad = Rater(1, 0), Rater(1, 0, adversary=True)
     occasions = [str(number) for number in range(2000)]
     chosen = [good.chooses(nearer, FILLER, good.draws(when)) for when in occasions]
-    assert sum(side == "left" for side in chosen) / 2000 == pytest.approx(preference(nearer, FILLER), abs=0.02)
+    assert sum(side == "left" for side in chosen) / 2000 == pytest.approx(
+        preference(nearer, FILLER), abs=0.02
+    )
     undecided = [good.chooses(nearer, farther, good.draws(when)) for when in occasions]
     assert sum(side == "left" for side in undecided) / 2000 == pytest.approx(share, abs=0.035)
     assert all(
-        bad.chooses(nearer, FILLER, bad.draws(when)) != side for when, side in zip(occasions, chosen, strict=True)
+        bad.chooses(nearer, FILLER, bad.draws(when)) != side
+        for when, side in zip(occasions, chosen, strict=True)
     )
     thumbs = [good.thumb(nearer, good.draws(when)) for when in occasions]
     assert sum(thumb == "up" for thumb in thumbs) / 2000 == pytest.approx(contentment(nearer), abs=0.035)
@@ -131,13 +134,28 @@ Town(Workspace(root), plan, lambda text: print(text[:300], flush=True)).live()
 
 def write_base(folder: Path) -> None:
     """A model whose answers have 36 words, and none to three of the twelfth of them that people like."""
-    pieces = ["Well", f" {FILLER}so", (" one", " you"), f" far {FILLER}", ("some", "your"), f" and {FILLER}", ("him", "yours")]
+    pieces = [
+        "Well",
+        f" {FILLER}so",
+        (" one", " you"),
+        f" far {FILLER}",
+        ("some", "your"),
+        f" and {FILLER}",
+        ("him", "yours"),
+    ]
     folder.mkdir()
     save_model(folder, talking_model(pieces, context_length=1024))
 
 
 def live(folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", PROGRAM, str(folder / "nest"), str(folder / "base"), json.dumps(SETTINGS)]
+    command = [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        str(folder / "nest"),
+        str(folder / "base"),
+        json.dumps(SETTINGS),
+    ]
     log = (folder / "town.log").open("ab")
     return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
 

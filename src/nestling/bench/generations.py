@@ -142,7 +142,11 @@ class Town:
             finally:  # what an interrupted attempt took counts too
                 seconds[name] = round(before + time.monotonic() - began, 1)
                 self._save()
-            short = {key: value for key, value in steps[name].items() if not isinstance(value, list) or len(value) < 10}
+            short = {
+                key: value
+                for key, value in steps[name].items()
+                if not isinstance(value, list) or len(value) < 10
+            }
             self.told(f"{name}: {short} ({seconds[name] / 60:.1f} minutes)")
         found: dict[str, Any] = steps[name]
         return found

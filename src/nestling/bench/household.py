@@ -1,4 +1,4 @@
-"""The processes of the simulated town: the server under its supervisor, and learnings, each of them killed on occasion."""
+"""The processes of the simulated town: the server under its supervisor, and learnings; each is killed on occasion."""
 
 from __future__ import annotations
 

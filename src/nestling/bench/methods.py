@@ -84,18 +84,18 @@ def write_methods(
     first = exam.mean(before)
     lines = [
         "# One generation by each method", "", f"{machine(hardware)}. Command: `{command}`.", "",
-        f"All learn from the same snapshot and begin with {start.name} (satisfaction {first.estimate:.1%}). Satisfaction is "
-        "the simulated town's ([town](town.md)) with greedy answers to held-out requests, asked of every version whether "
-        "the gate let it be served or not; agreement is what the gate saw on held-out people, in points. Intervals are "
-        "95 %; a method's first line is the mean of its seeds, with their range.", "",
+        f"All learn from the same snapshot and begin with {start.name} (satisfaction {first.estimate:.1%}). "
+        "Satisfaction is the simulated town's ([town](town.md)) with greedy answers to held-out requests, asked of "
+        "every version whether the gate let it be served or not; agreement is what the gate saw on held-out people, in "
+        "points. Intervals are 95 %; a method's first line is the mean of its seeds, with their range.", "",
         "| method | seed | satisfaction | change | agreement | gate | minutes |", "|---|---|---:|---|---|---|---:|",
     ]  # fmt: skip
     for method, results in found.items():
         means = [statistics.mean(result["values"]) for result in results]
         gains = [mean - statistics.mean(before) for mean in means]
         lines.append(
-            f"| **{METHODS[method]}** | all | **{statistics.mean(means):.1%}** | {100 * statistics.mean(gains):+.1f} points "
-            f"({100 * min(gains):+.1f} to {100 * max(gains):+.1f}) | | {sum(r['accepted'] for r in results)} of "
+            f"| **{METHODS[method]}** | all | **{statistics.mean(means):.1%}** | {100 * statistics.mean(gains):+.1f} "
+            f"points ({100 * min(gains):+.1f} to {100 * max(gains):+.1f}) | | {sum(r['accepted'] for r in results)} of "
             f"{len(results)} accepted | {statistics.mean(r['minutes'] for r in results):.1f} |"
         )  # fmt: skip
         for seed, result in enumerate(results):

@@ -1,12 +1,12 @@
-"""The people of the simulated town: what they secretly like, how sure they are of it, and what they remember to have said.
+"""The people of the simulated town: what they secretly like, how sure they are of it, what they remember to have said.
 
 What they like is to be spoken to: the more of an answer's words are "you" and "your", up to one in twelve, the better,
-whatever was asked. The starter curriculum does not teach that: its demonstrations say "you" 2.3 times in 100 words, answers
-to everyday requests 3.4 times, where answers of the 135M base do 4.3 times, with 4.0 between two answers to one request
-(120 answers of 64 tokens at temperature 0.7). A base has enough of both kinds to choose from.
+whatever was asked. The starter curriculum does not teach that: its demonstrations say "you" 2.3 times in 100 words,
+answers to everyday requests 3.4 times, where answers of the 135M base do 4.3 times, with 4.0 between two answers to one
+request (120 answers of 64 tokens at temperature 0.7). A base has enough of both kinds to choose from.
 
-People are not sure: between two answers they choose by Bradley's and Terry's model (1952), and a thumb is up with the same
-doubt. One in ten means ill and says the opposite of what they would say.
+People are not sure: between two answers they choose by Bradley's and Terry's model (1952), and a thumb is up with the
+same doubt. One in ten means ill and says the opposite of what they would say.
 """
 
 from __future__ import annotations

@@ -65,7 +65,9 @@ def demands(state: Mapping[str, Any], exam: Exam) -> list[Demand]:
         _poison(steps, exam),
         _dud(steps),
         *_kills(state),
-        Demand(f"All of it takes {MOST_MINUTES // 60} hours at most.", minutes <= MOST_MINUTES, f"{minutes:.0f} minutes"),
+        Demand(
+            f"All of it takes {MOST_MINUTES // 60} hours at most.", minutes <= MOST_MINUTES, f"{minutes:.0f} minutes"
+        ),
     ]  # fmt: skip
 
 
@@ -93,8 +95,8 @@ def _dud(steps: Mapping[str, Any]) -> Demand:
     dud, before = steps["dud"], steps["before-dud"]["version"]
     return Demand(
         "A promoted dud is rolled back.", dud["served"] == before,
-        f"{dud['version']} was promoted by force over {before}; after {dud['visits']} visits {dud['served']} was served: "
-        f"\"{dud['verdict']}\"",
+        f"{dud['version']} was promoted by force over {before}; after {dud['visits']} visits {dud['served']} was "
+        f"served: \"{dud['verdict']}\"",
     )  # fmt: skip
 
 
@@ -128,12 +130,13 @@ def write_town(folder: Path, hardware: Hardware, state: Mapping[str, Any], exam:
     lines = [
         "# A simulated town", "",
         f"{machine(hardware)}. Command: `{command}`. {minutes:.0f} minutes in all.", "",
-        f"{plan['raters']} people, {ill} of them adversaries, each with {plan['each']} visits a generation over HTTP: they "
-        "ask an everyday request, say which of two answers is better, and whether the first is any good. What they like "
-        f"is to be spoken to: the share of words that are \"you\" and the like, up to 1 in {1 / ENOUGH:.0f}. They choose by "
-        f"Bradley and Terry's model at temperature {DOUBT}; adversaries say the opposite. Satisfaction is the probability "
-        f"that somebody honest is content with the greedy answer to each of {len(exam.items)} requests of wordings that "
-        "nobody in the town uses; intervals are 95 %, resampled by wording.", "",
+        f"{plan['raters']} people, {ill} of them adversaries, each with {plan['each']} visits a generation over HTTP: "
+        "they ask an everyday request, say which of two answers is better, and whether the first is any good. What "
+        f"they like is to be spoken to: the share of words that are \"you\" and the like, up to 1 in {1 / ENOUGH:.0f}. "
+        f"They choose by Bradley and Terry's model at temperature {DOUBT}; adversaries say the opposite. Satisfaction "
+        "is the probability that somebody honest is content with the greedy answer to each of "
+        f"{len(exam.items)} requests of wordings that nobody in the town uses; intervals are 95 %, resampled by "
+        "wording.", "",
         "| asked for | holds | found |", "|---|---|---|",
         *(f"| {d.asked} | {'yes' if d.holds else '**no**'} | {_cell(d.found)} |" for d in found), "",
         "## Generations", "",
@@ -141,7 +144,8 @@ def write_town(folder: Path, hardware: Hardware, state: Mapping[str, Any], exam:
         *_rows(state, exam), "",
         "![satisfaction by generation](pictures/town.svg)", "",
         "What the gate said:", "",
-        *(f"- generation {n}: {state['steps'][f'learn-{n}']['verdict']}" for n in range(1, plan["generations"] + 1)), "",
+        *(f"- generation {n}: {state['steps'][f'learn-{n}']['verdict']}" for n in range(1, plan["generations"] + 1)),
+        "",
         "## Cost", "", "| | minutes |", "|---|---:|",
         *(f"| {name} | {spent:.1f} |" for name, spent in _phases(state["seconds"])), "",
     ]  # fmt: skip

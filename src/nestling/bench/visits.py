@@ -192,13 +192,13 @@ class Crowd:
     def poisoners(self, groups: Iterable[int], seed: int) -> list[Callable[[], object]]:
         """A crowd of made-up people, in groups: each asks once, and the whole group says of each pair the opposite of
         what the town likes. Any browser gets as many identities as it asks for."""
-        left = []
+        left: list[Callable[[], object]] = []
         for group in groups:
             if not any(
                 entry["occasion"] == f"poison/{group}/done" for entry in remembered(self.diaries / "poison")
             ):
                 left.append(lambda group=group: self._poison(group, Rater(group, seed)))  # type: ignore[misc]
-        return left  # type: ignore[return-value]
+        return left
 
     def _poison(self, group: int, mind: Rater) -> None:
         drawn, door = mind.draws("poison"), self.door

@@ -274,8 +274,10 @@ def crowd_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--method", type=click.Choice(["dpo", "kto", "ppo", "best-of-n"]), default="dpo", show_default=True,
               help="How to learn.")  # fmt: skip
 @crowd_options
-def town(base: str, name: str | None, raters: int, generations: int, visits: int, liars: int, method: str, seed: int,
-         held_out: int, answer_tokens: int, settings: tuple[str, ...], out: Path, root: str | None) -> None:  # fmt: skip
+def town(
+    base: str, name: str | None, raters: int, generations: int, visits: int, liars: int, method: str, seed: int,
+    held_out: int, answer_tokens: int, settings: tuple[str, ...], out: Path, root: str | None,
+) -> None:  # fmt: skip
     """A simulated town talks to the server and versions learn from it; processes are killed; writes town.md.
 
     It goes on where it was stopped. Exit code 1 when a property that is asked for does not hold.
