@@ -202,7 +202,7 @@ class Town:
         words, log = self._learn_words(), f"{step}.log"
         if kill and not any(k["step"] == step for k in self.state["kills"]):
             usual = self.state["seconds"].get("learn-1") or _FIRST_SECONDS
-            moment = random.Random(f"{self.plan.seed}/{step}").uniform(0.1, 0.9) * usual
+            moment = random.Random(f"{self.plan.seed}/{step}").uniform(0.05, 0.5) * usual
             if self.home.run(words, log, kill_after=moment) == -9:
                 self._killed("trainer", step, f"after {moment:.0f} s")
         self.home.must(words, log)

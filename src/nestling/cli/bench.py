@@ -284,7 +284,9 @@ def town(
     """
     from nestling.bench.generations import Plan, Town
     from nestling.bench.town_report import demands, write_town
+    from nestling.workflow.raising import stop_on_signals
 
+    stop_on_signals()  # the town's own processes must not outlive it
     workspace = Workspace(root)
     plan = Plan(base, raters, generations, seed, method, settings, visits, held_out, answer_tokens, liars)
     living = Town(workspace, plan, click.echo)
