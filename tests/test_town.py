@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feedback_support import answers, person, recorder  # noqa: F401
+from nestling.bench.generations import Plan, Town
+from nestling.bench.methods import write_methods
 from nestling.bench.satisfaction import Exam, held_out
 from nestling.bench.town import (
     ADVERSARIES,
@@ -29,12 +30,14 @@ from nestling.bench.town import (
     townspeople,
     utility,
 )
-from nestling.bench.town_report import demands
+from nestling.bench.town_report import demands, write_town
+from nestling.compute.device import Hardware
 from nestling.data import curriculum
+from nestling.errors import BenchError
 from nestling.evaluation.measures import LABELS
 from nestling.feedback import Recorder
 from nestling.model.hf_folder import save_model
-from nestling.workspace import Workspace
+from nestling.workspace import Card, Version, Workspace
 from serving_support import talking_model
 
 TWELFTH = "you " + "one " * 11
@@ -126,9 +129,9 @@ import sys, json
 from nestling.bench.generations import Plan, Town
 from nestling.workspace import Workspace
 root, base, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-plan = Plan(base, raters=40, generations=2, settings=settings, each=5, held_out=20, answer_tokens=16, liars=100,
-            threads=4, kills={2: ["server", "supervisor", "trainer"]})
-Town(Workspace(root), plan, lambda text: print(text[:300], flush=True)).live()
+plan = Plan(base, raters=80, generations=1, settings=settings, each=3, held_out=20, answer_tokens=16, threads=4,
+            kills={1: ["server", "supervisor", "trainer"]}, ordeals=[])
+Town(Workspace(root), plan, lambda text: print(text, flush=True)).live()
 """
 
 
@@ -160,31 +163,115 @@ def live(folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-def steps(folder: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads((folder / "nest" / "town" / "state.json").read_text())["steps"]
-    except FileNotFoundError:
-        return {}
-    return found
+def said(folder: Path) -> int:
+    return len(remembered(folder / "nest" / "town" / "diaries"))
 
 
 @pytest.mark.slow
 def test_a_small_town_lives_through_kills_and_learns_what_it_likes(tmp_path: Path) -> None:
-    """A model that says "you" and "your" as often as not; the town itself is killed too, and goes on."""
+    """Its server, its supervisor, its trainer and the town itself are killed; nothing is lost, and it goes on."""
     write_base(tmp_path / "base")
     first = live(tmp_path)
-    while "votes-1" not in steps(tmp_path):
-        assert first.poll() is None, (tmp_path / "town.log").read_text()
-        time.sleep(0.05)
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
+    try:
+        while said(tmp_path) < 40:
+            assert first.poll() is None, (tmp_path / "town.log").read_text()
+            time.sleep(0.05)
+    finally:
+        first.kill()
+        first.wait()
+    kept = said(tmp_path)
     second = live(tmp_path)
     assert second.wait(240) == 0, (tmp_path / "town.log").read_text()
     state = json.loads((tmp_path / "nest" / "town" / "state.json").read_text())
-    assert {kill["what"] for kill in state["kills"]} >= {"server", "supervisor"}
     found = state["steps"]
-    assert found["check"] == {"acknowledged": 40 * 5 * 2 * 3 + 1000 + 2 * found["dud"]["visits"], "lost": []}
-    assert found["replay-2"]["same"]
-    holds = {demand.asked: demand.holds for demand in demands(state, Exam(held_out(20, 0)))}
-    print(holds)
-    assert Workspace(tmp_path / "nest").versions.serving() is not None
+    assert {kill["what"] for kill in state["kills"]} == {"server", "supervisor", "trainer"}
+    # A visit that a kill cut in two is made once more: its vote is in the diary twice, and was acknowledged twice.
+    acknowledged = found["check"]["acknowledged"]
+    assert found["check"]["lost"] == [] and 480 <= acknowledged <= 480 + 4 and kept < acknowledged
+    assert found["replay-1"] == {"version": "v2-dpo", "same": True}
+    assert found["learn-1"]["accepted"] and found["learn-1"]["served"] == "v2-dpo", found["learn-1"][
+        "verdict"
+    ]
+    before, after = (found[f"measure-{number}"]["values"] for number in (0, 1))
+    assert sum(after) / len(after) > sum(before) / len(before)
+    other = Plan(str(tmp_path / "base"), raters=81)
+    with pytest.raises(BenchError, match="other settings"):
+        Town(Workspace(tmp_path / "nest"), other, print)
+
+
+EXAM = Exam(held_out(60, 0))
+
+
+def lived(**changes: Any) -> dict[str, Any]:
+    """What a town has found in which everything holds, with ``changes`` of single steps."""
+    low, high, same = [0.3] * 60, [0.7] * 60, [0.5] * 60
+    learned = {"version": "v2-dpo", "accepted": True, "verdict": "Accepted.", "served": "v2-dpo"}
+    poisoned = {"version": "v4-dpo", "accepted": False, "verdict": "Kept.", "served": "v3-dpo"}
+    steps: dict[str, Any] = {
+        "measure-0": {"version": "v1-base", "values": low}, "measure-1": {"version": "v2-dpo", "values": same},
+        "measure-2": {"version": "v3-dpo", "values": high}, "learn-1": learned,
+        "learn-2": learned | {"version": "v3-dpo"}, "without-adversaries": {"values": same, "silent": same},
+        "learn-poison": poisoned, "measure-poison": {"values": low, "served": high},
+        "before-dud": {"version": "v3-dpo"},
+        "dud": {"version": "dud", "served": "v3-dpo", "visits": 40, "verdict": "Rolled back."},
+        "check": {"acknowledged": 900, "lost": []}, "replay-2": {"version": "v3-dpo", "same": True},
+    }  # fmt: skip
+    for name, change in changes.items():
+        steps[name.replace("_", "-")] |= change
+    kills = [
+        {"what": what, "step": "learn-2", "when": "then"} for what in ("server", "trainer", "supervisor")
+    ]
+    return {
+        "plan": {"generations": 2, "raters": 300, "each": 2}, "steps": steps, "kills": kills,
+        "seconds": {"votes-1": 600.0, "learn-1": 1200.0},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "changes"),
+    [
+        (0, {"measure_2": {"values": [0.3] * 60}}),
+        (1, {"measure_2": {"values": [0.2] * 60}}),
+        (1, {"learn_1": {"accepted": False}, "learn_2": {"accepted": False}}),
+        (2, {"without_adversaries": {"silent": [0.75] * 60}}),
+        (3, {"learn_poison": {"accepted": True, "served": "v4-dpo"}}),
+        (4, {"dud": {"served": "dud"}}),
+        (5, {"check": {"lost": [7]}}),
+        (6, {"replay_2": {"same": False}}),
+    ],
+)
+def test_what_does_not_hold_is_said(line: int, changes: dict[str, Any]) -> None:
+    before, after = demands(lived(), EXAM), demands(lived(**changes), EXAM)
+    assert before[line].holds and not after[line].holds
+
+
+def test_the_page_says_what_was_found(tmp_path: Path) -> None:
+    state = lived(check={"lost": [7, 8]})
+    hardware = Hardware("cpu", "float32", 2, 2)
+    text = write_town(tmp_path, hardware, state, EXAM, "the command").read_text()
+    assert "900 judgments in the people's own diaries, 2 not in the database" in text
+    assert (
+        text.count("| **no** |") == 1
+        and "| people talk and judge | 10.0 |" in text
+        and "| **in all** | 30.0 |" in text
+    )
+    assert "| 2 | v3-dpo | accepted | 70.0% (" in text and "30 of them adversaries" in text
+    assert (tmp_path / "pictures" / "town.svg").read_text().startswith("<svg")
+
+
+def test_the_table_of_methods_has_a_line_a_seed_and_a_mean(tmp_path: Path) -> None:
+    def result(value: float, accepted: bool) -> dict[str, Any]:
+        return {
+            "values": [value] * 60, "accepted": accepted, "agreement": 0.2, "least": 0.1, "minutes": 3.0,
+            "verdict": "Accepted." if accepted else "Kept.",
+        }  # fmt: skip
+
+    start = Version("v1-base", tmp_path, Card(kind="base", name="v1-base"))
+    found = {"dpo": [result(0.5, True), result(0.7, False)], "kto": [result(0.4, False)]}
+    page = write_methods(
+        tmp_path, Hardware("cpu", "float32", 2, 2), start, [0.4] * 60, found, EXAM, "the command"
+    )
+    text = page.read_text()
+    assert "| **DPO** | all | **60.0%** | +20.0 points (+10.0 to +30.0) | | 1 of 2 accepted | 3.0 |" in text
+    assert "| | 1 | 70.0% | +30.0 points (" in text and "| +20.0, at least +10.0 | kept | 3.0 |" in text
+    assert "- KTO, seed 0: Kept." in text

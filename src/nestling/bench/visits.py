@@ -80,8 +80,8 @@ class Door:
     def answer(self, question: str, model: str) -> str:
         """The likeliest answer of a version, which nobody writes down."""
         body = {
-            "model": model, "messages": [{"role": "user", "content": question}], "temperature": 0, "store": False,
-            "max_tokens": self.answer_tokens,
+            "model": model, "messages": [{"role": "user", "content": question}], "temperature": 0, "seed": 0,
+            "store": False, "max_tokens": self.answer_tokens,
         }  # fmt: skip
         reply = self.call("POST", "/v1/chat/completions", {}, body)
         text: str = reply["choices"][0]["message"]["content"]

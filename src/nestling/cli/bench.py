@@ -322,7 +322,7 @@ def methods(name: str | None, database: Path | None, seeds: int, seed: int, held
     start, exam = find_version(workspace, name, answers=True), Exam(requests(held_out, seed))
     judgments = (database or workspace.database_path).resolve()
     before, found = measure(workspace, start, judgments, seeds, settings, exam, answer_tokens, click.echo)
-    command = f"nestling bench methods --version {start.name} --seeds {seeds}"
+    command = f"nestling bench methods --version {start.name} --database {judgments.name} --seeds {seeds}"
     command += "".join(f" --set {setting}" for setting in settings)
     hardware = choose_hardware("auto", 0)
     click.echo(f"Written: {write_methods(out, hardware, start, before, found, exam, command)}")
