@@ -20,8 +20,9 @@ from nestling.bench.race import OURS, Judge, Runner, Start, run, write_race
 from nestling.bench.report import Report
 from nestling.bench.roofline import Peaks, Shape, decode_seconds, measure_peaks, step_flops
 from nestling.bench.setting import Material, lay_down
+from nestling.cli.bench import _named
 from nestling.compute.device import Hardware
-from nestling.errors import BenchError
+from nestling.errors import BenchError, ConfigError
 from nestling.model.layout import PackedLayout
 from nestling.workspace import Version
 from nestling.workspace.versions import Card
@@ -248,3 +249,10 @@ def test_what_is_learned_is_compared_by_seed(material: Material, tmp_path: Path)
     page = write_learning(tmp_path, material.hardware, 0.1, found, "the command").read_text()
     assert f"| {USUAL} | 0.500, 0.700 | 0.600 |  | 2.0 |" in page
     assert "0.600, 0.800 | 0.700 | +0.100 ± 0.000 | 2.0 |" in page
+
+
+def test_a_setting_of_a_race_is_given_by_how_its_name_starts() -> None:
+    assert _named(OURS, "4 x 4 answers, 2") == "4 x 4 answers, 2e-4, 1 epoch"
+    for start, count in (("16 answers", 2), ("no such", 0)):
+        with pytest.raises(ConfigError, match=f"{count} settings start with"):
+            _named(OURS, start)

@@ -227,15 +227,17 @@ def test_chat_streams_an_answer_and_ends(home: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["up"], ["run", "quickstart"]], ids=" ".join)
-def test_dry_runs_estimate_time_memory_and_disk(words: list[str], tmp_path: Path) -> None:
-    told = say(tmp_path, *words, "--dry-run")
+def test_dry_runs_estimate_time_memory_and_disk(words: list[str], home: Path, tmp_path: Path) -> None:
+    small = ["--base", str(home.parent / "base"), "--set", "ppo.frozen_blocks=0"]
+    told = say(tmp_path, *words, *small, "--dry-run")
     assert all(word in told for word in ("min", "GiB", "ppo")) and not list(tmp_path.iterdir())
 
 
-def test_ones_own_conversations_are_part_of_the_raising(tmp_path: Path) -> None:
+def test_ones_own_conversations_are_part_of_the_raising(home: Path, tmp_path: Path) -> None:
     faq = tmp_path / "faq.csv"
     faq.write_text("question,answer\nWhen do you open?,At nine.\n")
-    words = ("run", "quickstart", "--dry-run", "--data", str(faq))
+    small = ("--base", str(home.parent / "base"), "--set", "ppo.frozen_blocks=0")
+    words = ("run", "quickstart", "--dry-run", "--data", str(faq), *small)
     assert "sft" in say(tmp_path, *words)
     recipe = load_recipe("quickstart", files=[str(faq)])
     assert recipe.data.files == [str(faq)] and recipe.run_name != load_recipe("quickstart").run_name

@@ -11,10 +11,14 @@ from hypothesis import strategies as st
 
 from nestling.compute.device import Hardware
 from nestling.data.formats import Conversation, write_rows
+from nestling.model.config import ModelConfig
+from nestling.workflow import pace as pace_module
 from nestling.workflow.estimate import shape_of, trainer_memory
+from nestling.workflow.pace import PROMPT, Pace, _timed, measured_pace
 from nestling.workflow.recipe import Recipe, load_recipe
 from nestling.workflow.scaling import OwnData, about, scaled, to_memory, to_own_data
 from test_text_support import assistant, user
+from tiny import tiny_model
 
 RECIPE = load_recipe("quickstart")
 SHAPE = shape_of(RECIPE)
@@ -94,3 +98,26 @@ def test_the_guess_of_tokens_is_near_for_english_and_chinese() -> None:
         20, abs=4
     )
     assert about([user("今天天气怎么样？")]) == pytest.approx(18, abs=4)
+
+
+def test_a_pace_counts_tokens() -> None:
+    pace = Pace(train_token=3.0, read_token=1.0, write_token=10.0)
+    assert pace.train(10) == 30 and pace.train(10, share=0) == 10  # forward alone is a third
+    assert pace.answer(2, samples=3, length=5) == 2 * PROMPT + 10 * 2 * 3 * 5
+
+
+def test_of_a_large_model_some_blocks_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[int] = []
+
+    def remembered(config: ModelConfig, hardware: Hardware) -> Pace:
+        timed.append(config.num_layers)
+        return _timed(config, hardware)
+
+    monkeypatch.setattr(pace_module, "_timed", remembered)
+    hardware, shape = Hardware("cpu", "float32", 1), replace(tiny_model().config, num_layers=5)
+    whole = measured_pace(shape, hardware)
+    monkeypatch.setattr(pace_module, "TIMED", replace(shape, num_layers=3).num_parameters())
+    part = measured_pace(shape, hardware)
+    assert timed == [5, 3, 1]
+    for name in ("train_token", "read_token", "write_token"):
+        assert 0.1 < getattr(part, name) / getattr(whole, name) < 10

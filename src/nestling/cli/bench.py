@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,28 +103,55 @@ def peers(python: Path, rounds: int, only: str | None, base: str, out: Path, dty
     show_default=True,
     help="Iterations to find each side's best setting.",
 )
+@click.option("--our-setting", metavar="TEXT", help="Ours that starts with this is taken as tried before.")
+@click.option("--trl-setting", metavar="TEXT", help="TRL's that starts with this is taken as tried before.")
 @shared_options
-def race(python: Path, policy: str, reward_model: str, seeds: int, iterations: int, trials: int, base: str, out: Path,
-         dtype: str, threads: int, root: str | None) -> None:  # fmt: skip
+def race(python: Path, policy: str, reward_model: str, seeds: int, iterations: int, trials: int,
+         our_setting: str | None, trl_setting: str | None, base: str, out: Path, dtype: str, threads: int,
+         root: str | None) -> None:  # fmt: skip
     """Minutes to the same held-out reward, beside TRL at its best settings; writes race.md."""
-    from nestling.bench.race import OURS, TRL, Judge, Start, run, write_race
+    from nestling.bench.race import OURS, TRL, Judge, Runner, Start, run, write_race
 
     material, versions = _material(root, base, dtype, threads), Workspace(root).versions
     start = Start(material, versions.get(policy), versions.get(reward_model))
     judge = Judge(start.reward.folder, material.tokenizer, material.hardware)
     first = judge(start.policy.folder)
-    theirs = {setting: start.trl(0, setting, python) for setting in TRL}
-    ours = {setting: start.ours(0, setting) for setting in OURS}
-    tried = [*theirs.values(), *ours.values()]
-    for trial in tried:
-        run([trial], trials, judge, first, click.echo)
-    our_best, their_best = (max(side, key=lambda name: side[name].best) for side in (ours, theirs))
+    tried: list[Runner] = []
+
+    def best(settings: Mapping[str, Any], given: str | None, runner: Callable[[str], Runner]) -> str:
+        if given:
+            return _named(settings, given)
+        found = {setting: runner(setting) for setting in settings}
+        for trial in found.values():
+            run([trial], trials, judge, first, click.echo)
+        tried.extend(found.values())
+        return max(found, key=lambda setting: found[setting].best)
+
+    their_best = best(TRL, trl_setting, lambda setting: start.trl(0, setting, python))
+    our_best = best(OURS, our_setting, lambda setting: start.ours(0, setting))
     pairs = []
     for seed in range(seeds):
         pairs.append((start.ours(seed, our_best), start.trl(seed, their_best, python)))
         run(pairs[-1], iterations, judge, first, click.echo)
     command = f"nestling bench race --policy {policy} --reward-model {reward_model} --seeds {seeds}"
-    click.echo(f"Written: {write_race(out, material, tried, pairs, f'{command} --iterations {iterations}')}")
+    command += f" --iterations {iterations}"
+    for option, given in (("--our-setting", our_setting), ("--trl-setting", trl_setting)):
+        command += f" {option} '{given}'" if given else ""
+    click.echo(f"Written: {write_race(out, material, tried, pairs, command)}")
+
+
+def _named(settings: Mapping[str, Any], start: str) -> str:
+    """The one setting whose name starts so.
+
+    Raises:
+        ConfigError: none does, or several do.
+    """
+    found = [name for name in settings if name.startswith(start)]
+    if len(found) != 1:
+        raise ConfigError(
+            f"{len(found)} settings start with {start!r}.", remedy="There are: " + "; ".join(settings)
+        )
+    return found[0]
 
 
 @bench.command()
@@ -214,3 +241,88 @@ def chat(streams: int, minutes: float, out: Path, root: str | None) -> None:
     failed = sum(len(happened.errors) for happened in (found.alone, found.beside, found.crowd))
     if failed:
         raise BenchError(f"{failed} answers failed.", remedy="See the report.")
+
+
+def crowd_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of what the simulated people do and how it is learnt from."""
+    for option in (
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the people."),
+        click.option("--held-out", type=click.IntRange(1), default=300, show_default=True,
+                     help="Requests that satisfaction is measured on."),
+        click.option("--answer-tokens", type=click.IntRange(1), default=64, show_default=True,
+                     help="Longest answer that people ask for."),
+        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+                     help="Change a setting of `nestling learn`; may be given often."),
+        click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True,
+                     help="Folder of the report."),
+    ):  # fmt: skip
+        command = option(command)
+    return workspace_option(command)
+
+
+@bench.command()
+@click.option("--base", default="smollm2-135m-instruct", show_default=True, help="As `nestling up` takes it.")
+@click.option(
+    "--version", "name", help="What the town begins with.  [default: the served version, or the base]"
+)
+@click.option("--raters", type=click.IntRange(10), default=300, show_default=True, help="People.")
+@click.option("--generations", type=click.IntRange(1), default=5, show_default=True, help="Learnings.")
+@click.option("--visits", type=click.IntRange(1), default=2, show_default=True,
+              help="Of everybody in a generation.")  # fmt: skip
+@click.option("--liars", type=click.IntRange(10), default=200, show_default=True,
+              help="Made-up people of the crowd at the end.")  # fmt: skip
+@click.option("--method", type=click.Choice(["dpo", "kto", "ppo", "best-of-n"]), default="dpo", show_default=True,
+              help="How to learn.")  # fmt: skip
+@crowd_options
+def town(
+    base: str, name: str | None, raters: int, generations: int, visits: int, liars: int, method: str, seed: int,
+    held_out: int, answer_tokens: int, settings: tuple[str, ...], out: Path, root: str | None,
+) -> None:  # fmt: skip
+    """A simulated town talks to the server and versions learn from it; processes are killed; writes town.md.
+
+    It goes on where it was stopped. Exit code 1 when a property that is asked for does not hold.
+    """
+    from nestling.bench.generations import Plan, Town
+    from nestling.bench.town_report import demands, write_town
+    from nestling.workflow.raising import stop_on_signals
+
+    stop_on_signals()  # the town's own processes must not outlive it
+    workspace = Workspace(root)
+    plan = Plan(base, raters, generations, seed, method, settings, visits, held_out, answer_tokens, liars)
+    living = Town(workspace, plan, click.echo)
+    if name and not living.state["steps"]:
+        workspace.versions.promote(name, "where the town begins")
+    state = living.live()
+    words = f"--raters {raters} --generations {generations} --visits {visits} --method {method} --seed {seed}"
+    words += "".join(f" --set {setting}" for setting in settings)
+    page = write_town(out, choose_hardware("auto", 0), state, living.exam, f"nestling bench town {words}")
+    click.echo(f"Written: {page}")
+    failed = [demand for demand in demands(state, living.exam) if not demand.holds]
+    for demand in failed:
+        click.echo(f"Does not hold: {demand.asked} ({demand.found})", err=True)
+    sys.exit(1 if failed else 0)
+
+
+@bench.command()
+@click.option("--version", "name", help="What all begin with.  [default: the served version]")
+@click.option("--database", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="The judgments.  [default: the workspace's]")  # fmt: skip
+@click.option(
+    "--seeds", type=click.IntRange(1), default=3, show_default=True, help="Learnings by each method."
+)
+@crowd_options
+def methods(name: str | None, database: Path | None, seeds: int, seed: int, held_out: int, answer_tokens: int,
+            settings: tuple[str, ...], out: Path, root: str | None) -> None:  # fmt: skip
+    """One generation from the same judgments by reward model and PPO, DPO, KTO and best of n; writes methods.md."""
+    from nestling.bench.methods import measure, write_methods
+    from nestling.bench.satisfaction import Exam
+    from nestling.bench.satisfaction import held_out as requests
+
+    workspace = Workspace(root)
+    start, exam = find_version(workspace, name, answers=True), Exam(requests(held_out, seed))
+    judgments = (database or workspace.database_path).resolve()
+    before, found = measure(workspace, start, judgments, seeds, settings, exam, answer_tokens, click.echo)
+    command = f"nestling bench methods --version {start.name} --database {judgments.name} --seeds {seeds}"
+    command += "".join(f" --set {setting}" for setting in settings)
+    hardware = choose_hardware("auto", 0)
+    click.echo(f"Written: {write_methods(out, hardware, start, before, found, exam, command)}")

@@ -30,12 +30,13 @@ def variants(sampling: Sampling, count: int) -> list[Sampling]:
 
 
 def chosen(completions: Sequence[Completion], judge: Judge) -> Completion:
-    """The best; the first unless another is better, and none that was cut before one that ended by itself."""
-    ended = [c for c in completions if c.finished and c.token_ids] or list(completions[:1])
-    if len(ended) == 1:
-        return ended[0]
-    merits = judge(ended[0].prompt_ids, [c.token_ids for c in ended])
-    return ended[max(range(len(ended)), key=lambda at: (merits[at], -at))]
+    """The best; the first unless another is better, and none that was cut where one has ended by itself."""
+    said = [c for c in completions if c.token_ids]
+    among = [c for c in said if c.finished] or said or list(completions[:1])
+    if len(among) == 1:
+        return among[0]
+    merits = judge(among[0].prompt_ids, [c.token_ids for c in among])
+    return among[max(range(len(among)), key=lambda at: (merits[at], -at))]
 
 
 @dataclass(frozen=True)

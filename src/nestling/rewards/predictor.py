@@ -77,7 +77,8 @@ class Predictor:
         if not path.exists():
             return None
         try:
-            found = load_file(path)
+            # Copied, as in the file they lie as they come, and products of such memory may differ in the last bit.
+            found = {name: tensor.clone() for name, tensor in load_file(path).items()}
             return cls(
                 found["heads"], found["centre"], found["scale"], found["usual"].item(), found["spread"].item()
             )

@@ -7,31 +7,19 @@ from pathlib import Path
 
 from rich.table import Table
 
-from nestling.compute.device import Hardware, product_rate
+from nestling.compute.device import Hardware
 from nestling.errors import ModelError
 from nestling.evaluation.suite import build_suite
 from nestling.model.config import ModelConfig
 from nestling.model.gguf_reader import read_gguf
 from nestling.model.hf_folder import read_config
 from nestling.workflow.fetch import known_bases
+from nestling.workflow.pace import PROMPT, measured_pace
 from nestling.workflow.recipe import Recipe, check_shape
 
-
-@dataclass(frozen=True)
-class Shares:
-    """Of the measured rate of matrix products, what whole passes reach."""
-
-    train: float
-    read: float
-    decode: float
-
-
-# Fitted to quickstarts on two cores, with the server and an open page beside them. Faster products leave more of the
-# time to everything else.
-SHARES = {"bfloat16": Shares(0.22, 0.36, 0.16), "float32": Shares(0.67, 0.9, 0.6)}
 KEPT = 1.9e9  # bytes: the process, its kernels, answering, and what the allocator keeps between pieces of other sizes
 ACTIVATIONS = 14.7  # numbers kept for the backward pass by each token and layer, in hidden sizes
-PROMPT, ANSWER, LONG_ANSWER = 45, 30, 60  # tokens; the base seldom ends by itself
+ANSWER, LONG_ANSWER = 30, 60  # tokens; the base seldom ends by itself
 
 
 @dataclass(frozen=True)
@@ -41,37 +29,6 @@ class Cost:
     seconds: dict[str, float]
     memory: float
     disk: float
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How long passes take: parameters of the model, FLOP/s of all workers together, what of it passes reach."""
-
-    parameters: int
-    flops: float
-    shares: Shares
-
-    def train(self, tokens: float, share: float = 1.0) -> float:
-        """Seconds of forward, backward and update, where ``share`` of the parameters are trained.
-
-        A little less than it takes with frozen blocks: the gradient still passes through the output layer.
-        """
-        return (2 + 4 * share) * self.parameters * tokens / (self.flops * self.shares.train)
-
-    def read(self, tokens: float) -> float:
-        """Seconds of a forward pass."""
-        return 2 * self.parameters * tokens / (self.flops * self.shares.read)
-
-    def answer(self, prompts: float, samples: int = 1, length: int = ANSWER) -> float:
-        """Seconds to answer; a prompt is read once for all its answers."""
-        written = prompts * samples * length
-        return self.read(prompts * PROMPT) + 2 * self.parameters * written / (self.flops * self.shares.decode)
-
-
-def measured_pace(config: ModelConfig, hardware: Hardware) -> Pace:
-    """By products with a matrix of the model's size."""
-    flops = product_rate(hardware, 512, config.hidden_size, config.intermediate_size, seconds=1.0)
-    return Pace(config.num_parameters(), flops, SHARES[hardware.dtype])
 
 
 def trained_share(config: ModelConfig, frozen_blocks: int) -> float:
@@ -85,7 +42,7 @@ def trained_share(config: ModelConfig, frozen_blocks: int) -> float:
 
 
 def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Cost:
-    """Work divided by what this machine was measured to do."""
+    """Tokens of every stage at the pace that this machine was measured to have."""
     check_shape(recipe, config)
     pace, ppo = measured_pace(config, hardware), recipe.ppo
     share = lambda stage: trained_share(config, stage.frozen_blocks)
@@ -96,19 +53,19 @@ def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Cost:
     below = ppo.frozen_blocks / config.num_layers  # gone through once: not for the reference, nor in updates
     readers = 2 + (ppo.learned_weight > 0)  # the policy, the reference, and the reward model
     seconds = {
-        "replay": pace.answer(recipe.data.replay, length=recipe.data.replay_max_tokens),
+        "replay": pace.answer(recipe.data.replay, 1, recipe.data.replay_max_tokens),
         "sft": pace.train(recipe.sft.max_tokens, share(recipe.sft)),
-        "gate-base": pace.answer(asked, length=LONG_ANSWER),
-        "gate-sft": pace.answer(asked),
-        "rank": pace.answer(sum(recipe.rank.prompts.values()), recipe.rank.samples),
+        "gate-base": pace.answer(asked, 1, LONG_ANSWER),
+        "gate-sft": pace.answer(asked, 1, ANSWER),
+        "rank": pace.answer(sum(recipe.rank.prompts.values()), recipe.rank.samples, ANSWER),
         "reward_model": pace.train(recipe.reward_model.max_tokens, share(recipe.reward_model)),
-        "ppo": pace.answer(prompts, ppo.samples)
+        "ppo": pace.answer(prompts, ppo.samples, ANSWER)
         + (readers - below * (1 + ppo.epochs)) * pace.read(seen)
         + ppo.epochs * pace.train(seen + rehearsed, share(ppo)),
-        "gate-ppo": pace.answer(asked),
+        "gate-ppo": pace.answer(asked, 1, ANSWER),
     }
-    versions = 4 * hardware.torch_dtype.itemsize * pace.parameters
-    checkpoints = 2 * 12 * pace.parameters
+    versions = 4 * hardware.torch_dtype.itemsize * config.num_parameters()
+    checkpoints = 2 * 12 * config.num_parameters()
     return Cost(seconds, trainer_memory(recipe, config, hardware), versions + checkpoints + 2e8)
 
 
