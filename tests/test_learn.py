@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from nestling.cli import cli
 from nestling.data import curriculum
 from nestling.errors import DataError, WorkspaceError
 from nestling.feedback import Recorder
+from nestling.feedback.people import Person
+from nestling.feedback.recorder import Winner
 from nestling.feedback.snapshot import SnapshotRules, take
 from nestling.generation.protocol import Completion, Sampling
 from nestling.model.hf_folder import save_model
 from nestling.storage import open_database
 from nestling.workflow import lessons
-from nestling.workflow.learn import TRUSTED, Learn, LearnRecipe, load_learn_recipe
+from nestling.workflow.learn import ACCOUNTS, TRUSTED, Learn, LearnRecipe, load_learn_recipe
 from nestling.workflow.lineage import lineage, tried_judgments
 from nestling.workspace import Card, Workspace
 from tiny import tiny_model
@@ -48,8 +51,9 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def people_like(
-    workspace: Workspace, better: str, worse: str, people: int = 12, each: int = 4, gold: bool = False
-) -> None:
+    workspace: Workspace, better: str, worse: str, people: int = 12, each: int = 4, gold: bool = False,
+    who_is: Callable[[str], Person] = person, says: Winner = "a",
+) -> None:  # fmt: skip
     """So many people prefer answers with one word to answers with another."""
     from nestling.feedback.desk import Desk
 
@@ -67,7 +71,7 @@ def people_like(
             if gold:
                 Desk(database).add(f"gold {who} {turn}", [dict(m) for m in prompt(text)], ids, gold=[1, 2])
             else:
-                recorder.record_comparison(*ids, "a", client=person(f"{better}{who}"), blinded=True)
+                recorder.record_comparison(*ids, says, client=who_is(f"{better}{who}"), blinded=True)
     database.close()
 
 
@@ -191,6 +195,27 @@ def test_a_poisoned_batch_cannot_vouch_for_itself(workspace: Workspace) -> None:
     assert not told["accepted"] and any(TRUSTED in sentence for sentence in told["sentences"])
     serving = workspace.versions.serving()
     assert serving is not None and serving.name == "v1-base"
+
+
+@pytest.mark.slow
+def test_a_crowd_that_anybody_can_make_up_does_not_outvote_accounts(workspace: Workspace) -> None:
+    """The very first batch, with no gold and nothing promoted before."""
+    people_like(workspace, "good", "bad", people=16, each=2)
+    made_up = lambda name: Person(f"browser:{name}", "browser")
+    people_like(workspace, "good", "bad", people=60, each=2, who_is=made_up, says="b")
+    learned = learning(workspace, "dpo", "gate.margin=0.05")
+    learned.execute()
+    told = verdict_of(learned)
+    assert not told["accepted"] and any(ACCOUNTS in sentence for sentence in told["sentences"]), told
+    wide = load_learn_recipe(None, [f"gate.margins={{{ACCOUNTS}: 0.9}}"])  # the owner may think otherwise
+    assert wide.gate.margins[ACCOUNTS] == 0.9
+
+
+def test_one_seed_is_that_of_every_stage_unless_it_has_its_own() -> None:
+    recipe = load_learn_recipe(None, ["seed=5", "kto.seed=2"])
+    assert (recipe.dpo.seed, recipe.kto.seed, recipe.reward_model.seed, recipe.ppo.seed) == (5, 2, 5, 5)
+    kept = LearnRecipe.model_validate(recipe.model_dump(mode="json"))
+    assert kept == recipe and load_learn_recipe(None).dpo.seed == 0
 
 
 def run(workspace: Workspace, *words: str) -> str:

@@ -18,7 +18,6 @@ from nestling.compute.device import Hardware
 from nestling.workspace import Version, Workspace, atomic
 
 METHODS = {"ppo": "reward model and PPO", "dpo": "DPO", "kto": "KTO", "best-of-n": "best of n"}
-SEEDED = ("seed", "dpo.seed", "kto.seed", "reward_model.seed", "ppo.seed")
 
 
 def one(
@@ -38,7 +37,7 @@ def one(
     before = [version.name for version in line_of(workspace, start)]
     home = Household(place, "", (), folder / "logs")
     words = ["learn", "--method", method, "--database", str(database)]
-    words += setting_words([*settings, *(f"{key}={seed}" for key in SEEDED)])
+    words += setting_words([*settings, f"seed={seed}"])
     began = time.monotonic()
     home.must(words, "learn.log")
     minutes = (time.monotonic() - began) / 60

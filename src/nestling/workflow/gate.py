@@ -70,12 +70,14 @@ class _Guard:
 class Judged:
     """Evidence that is not the checks': what the candidate gains there, None where nothing was to be had.
 
-    ``guarded`` must not be lost, by name: what was trusted before this evidence came.
+    ``guarded`` must not be lost, by name: what was trusted before this evidence came. ``guarded_names`` are all that
+    there may be, with margins of their own in the rule.
     """
 
     label: str
     gain: PairedGain | None
     guarded: Mapping[str, PairedGain] = field(default_factory=dict)
+    guarded_names: Sequence[str] = ()
 
 
 def decide(
@@ -105,7 +107,7 @@ def decide(
         )
     check_comparable(candidate, incumbent)
     measures = {m.name: m for m in candidate.measures if m.name in candidate.figures}
-    refuse_unknown(rule, measures)
+    refuse_unknown(rule, measures, judged.guarded_names if judged else ())
     evidence = _evidence(rule, measures) if judged is None else []
     doubts = {
         name: _doubt(m, candidate, detectors) if detectors is not None else None

@@ -132,14 +132,16 @@ def headline(name: str, evidence: GateLine, label: str, problems: Sequence[str])
     )
 
 
-def refuse_unknown(rule: GateRule, measured: Iterable[str] = LABELS) -> None:
+def refuse_unknown(rule: GateRule, measured: Iterable[str] = LABELS, judged: Iterable[str] = ()) -> None:
     """A misspelt behaviour must not silently have no margin or pool; evidence must be ``measured``.
+
+    ``judged``: what people's judgments guard beside the behaviours, by name.
 
     Raises:
         ConfigError: naming the setting and the behaviour.
     """
     measured = set(measured)
-    known = {*LABELS, *measured, *rule.pooled, PERPLEXITY}
+    known = {*LABELS, *measured, *judged, *rule.pooled, PERPLEXITY}
     pooled = [member for members in rule.pooled.values() for member in members]
     evidence = [] if rule.evidence == "held_out" else rule.evidence
     for place, names, allowed in (

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, model_validator
 
 from nestling.config import Config, parse
 from nestling.data.curriculum import Item
 from nestling.errors import DataError, WorkspaceError
-from nestling.evaluation.compare import PairedGain
 from nestling.evaluation.people import ComparedPair, agreement, compared_pairs, judged_gain, preferences
 from nestling.feedback.export import Row
 from nestling.feedback.snapshot import Snapshot, SnapshotRules
@@ -49,7 +48,7 @@ from nestling.workflow.stages import Bench
 from nestling.workspace import Version, Workspace, atomic
 
 Method = Literal["dpo", "kto", "ppo", "best-of-n"]
-HELD_OUT, TRUSTED = "people's held-out judgments", "earlier judgments"
+HELD_OUT, TRUSTED, ACCOUNTS = "people's held-out judgments", "earlier judgments", "judgments of accounts"
 TEMPLATE_SHARE = 0.15
 """Of the prompts, kept to choose the best weights by; not people, who are kept to measure by."""
 
@@ -66,7 +65,11 @@ class LearnRecipe(Config):
     )
     best_of: int = Field(4, ge=2, le=16, description="Answers that best-of-n chooses from.")
     least_new: int = Field(20, ge=1, description="New judgments without which nothing is begun.")
-    seed: int = Field(0, ge=0, description="Order of the data and every random draw.")
+    seed: int = Field(
+        0,
+        ge=0,
+        description="Order of the data and every random draw, also of stages without a seed of their own.",
+    )
     hardware: HardwareConfig = Field(HardwareConfig(), description="What to compute with.")
     checkpoint_seconds: float = Field(60.0, ge=0, description="Time between checkpoints of training.")
     snapshot: SnapshotRules = Field(SnapshotRules(), description="Which judgments count.")
@@ -89,6 +92,17 @@ class LearnRecipe(Config):
         GateRule(), description="What a version may lose; it must gain on people's judgments."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _seed_of_the_stages(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "seed" not in given:
+            return given
+        sections = {name: given.get(name, {}) for name in ("dpo", "kto", "reward_model", "ppo")}
+        return given | {
+            name: {"seed": given["seed"]} | section
+            for name, section in sections.items() if isinstance(section, dict)
+        }  # fmt: skip
+
 
 def load_learn_recipe(path: Path | None, settings: Sequence[str] = ()) -> LearnRecipe:
     """The usual settings, or those of a YAML file, with ``section.key=value`` on top.
@@ -103,7 +117,7 @@ def load_learn_recipe(path: Path | None, settings: Sequence[str] = ()) -> LearnR
     check_behaviours(recipe.rank.prompts, "learn: rank.prompts", rewarded=True)
     check_behaviours(recipe.ppo_prompts, "learn: ppo_prompts", rewarded=True)
     check_behaviours(recipe.rehearsal, "learn: rehearsal", rewarded=True)
-    refuse_unknown(recipe.gate)
+    refuse_unknown(recipe.gate, judged=(TRUSTED, ACCOUNTS))
     refuse_halves(recipe.gate, recipe.evaluation.sizes)
     return recipe
 
@@ -316,8 +330,11 @@ class Learn(Raising):
     # Evidence -----------------------------------------------------------------------------------------------------
 
     def judged(self, candidate: Version, incumbent: Version) -> Judged:
-        """What the candidate gains in agreement with people: on those held out of this snapshot, and on what was
-        trusted before it came, which must not be lost: a poisoned batch cannot vouch for itself."""
+        """What the candidate gains in agreement with people who were held out of this snapshot.
+
+        A poisoned batch must not vouch for itself: on what was trusted before it came, and on those of the held-out
+        whom the owner gave accounts, nothing may be lost. Identities of an open page cost nothing.
+        """
         bench = self.bench()
         reference = self.workspace.versions.root(self.parent)
         tokenizer, longest = Tokenizer.load(reference.folder), read_config(reference.folder).context_length
@@ -329,19 +346,19 @@ class Learn(Raising):
             version.name: self.agreement_of(bench, version, everything, before)
             for version in {v.name: v for v in (candidate, incumbent)}.values()
         }
-        new, old = agreed[candidate.name], agreed[incumbent.name]
-        split = len(held)
-        for part, some in (("held out", slice(split)), ("earlier", slice(split, None))):
-            if pairs := everything[some]:
-                rates = [sum(values[some]) / len(pairs) for values in (new, old)]
+        known = [at for at, pair in enumerate(held) if pair.person.startswith("account:")]
+        parts = {HELD_OUT: range(len(held)), TRUSTED: range(len(held), len(everything)), ACCOUNTS: known}
+        gains = {}
+        for part, chosen in parts.items():
+            if chosen and not (part == ACCOUNTS and len(known) == len(held)):
+                new, old = ([agreed[version.name][at] for at in chosen] for version in (candidate, incumbent))
+                gains[part] = judged_gain(new, old, [everything[at] for at in chosen])
                 self.events.append(
                     "report", stage="gate-learned",
-                    text=f"Of {len(pairs)} pairs {part} {candidate.name} agrees with people on {rates[0]:.1%}, "
-                    f"{incumbent.name} on {rates[1]:.1%}.",
+                    text=f"Of {len(new)} pairs of {part} {candidate.name} agrees with people on "
+                    f"{sum(new) / len(new):.1%}, {incumbent.name} on {sum(old) / len(old):.1%}.",
                 )  # fmt: skip
-        gain = self._gain(new[:split], old[:split], held)
-        kept = self._gain(new[split:], old[split:], trusted)
-        return Judged(HELD_OUT, gain, {TRUSTED: kept} if kept else {})
+        return Judged(HELD_OUT, gains.pop(HELD_OUT, None), gains, (TRUSTED, ACCOUNTS))
 
     @staticmethod
     def agreement_of(
@@ -355,10 +372,6 @@ class Learn(Raising):
         groups = [(pair.prompt, [pair.better, pair.worse]) for pair in pairs]
         merits = predictor.merit(answer_features(model.decoder, groups, workers=bench.workers)).view(-1, 2)
         return agreement((merits[:, 0] - merits[:, 1]).tolist(), [0.0] * len(pairs))
-
-    @staticmethod
-    def _gain(new: Sequence[float], old: Sequence[float], pairs: Sequence[ComparedPair]) -> PairedGain | None:
-        return judged_gain(new, old, pairs) if pairs else None
 
     def trusted_rows(self) -> list[Row]:
         """Gold, and what earlier promotions were measured by."""
