@@ -23,8 +23,9 @@ from nestling.serving.settings import ServerSettings, hash_token
 from nestling.supervisor import Supervisor, exit_with_parent
 from nestling.workflow.estimate import estimate_table, shape_of
 from nestling.workflow.fetch import progress_bar
+from nestling.workflow.pace import measured_pace
 from nestling.workflow.raising import stop_on_signals
-from nestling.workflow.recipe import Recipe, load_recipe
+from nestling.workflow.recipe import Recipe, check_shape, load_recipe
 from nestling.workflow.run import Run
 from nestling.workflow.scaling import scaled
 from nestling.workflow.stages import import_base
@@ -91,10 +92,12 @@ def _tell_settings(context: click.Context, option: click.Parameter, wanted: bool
 def tell_estimate(recipe: Recipe, console: Console) -> None:
     """What the recipe would take here, fitted to the data, the model and this machine."""
     hardware, shape = recipe.hardware.detect(), shape_of(recipe)
-    fitted = scaled(recipe, shape, hardware)
+    check_shape(recipe, shape)
+    pace = measured_pace(shape, hardware)
+    fitted = scaled(recipe, shape, hardware, pace=pace)
     for note in fitted.notes:
         console.print(note, markup=False, highlight=False)
-    console.print(estimate_table(fitted.recipe, shape, hardware))
+    console.print(estimate_table(fitted.recipe, shape, hardware, pace))
 
 
 @click.command()

@@ -14,7 +14,7 @@ from nestling.model.config import ModelConfig
 from nestling.model.gguf_reader import read_gguf
 from nestling.model.hf_folder import read_config
 from nestling.workflow.fetch import known_bases
-from nestling.workflow.pace import PROMPT, measured_pace
+from nestling.workflow.pace import PROMPT, Pace, measured_pace
 from nestling.workflow.recipe import Recipe, check_shape
 
 KEPT = 1.9e9  # bytes: the process, its kernels, answering, and what the allocator keeps between pieces of other sizes
@@ -41,10 +41,18 @@ def trained_share(config: ModelConfig, frozen_blocks: int) -> float:
     return (output + blocks * (1 - frozen_blocks / config.num_layers)) / parameters
 
 
-def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Cost:
-    """Tokens of every stage at the pace that this machine was measured to have."""
+def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware, pace: Pace | None = None) -> Cost:
+    """What a recipe takes at this pace, measured now unless given."""
     check_shape(recipe, config)
-    pace, ppo = measured_pace(config, hardware), recipe.ppo
+    seconds = seconds_by_stage(recipe, config, pace or measured_pace(config, hardware))
+    versions = 4 * hardware.torch_dtype.itemsize * config.num_parameters()
+    checkpoints = 2 * 12 * config.num_parameters()
+    return Cost(seconds, trainer_memory(recipe, config, hardware), versions + checkpoints + 2e8)
+
+
+def seconds_by_stage(recipe: Recipe, config: ModelConfig, pace: Pace) -> dict[str, float]:
+    """Tokens of every stage at this pace."""
+    ppo = recipe.ppo
     share = lambda stage: trained_share(config, stage.frozen_blocks)
     asked = len(build_suite("gate", sizes=recipe.evaluation.sizes).items)
     prompts = ppo.prompts * (ppo.iterations + ppo.critic_warmup)
@@ -52,7 +60,7 @@ def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Cost:
     rehearsed = ppo.demonstration_tokens * ppo.minibatches * ppo.iterations if ppo.demonstration_coef else 0
     below = ppo.frozen_blocks / config.num_layers  # gone through once: not for the reference, nor in updates
     readers = 2 + (ppo.learned_weight > 0)  # the policy, the reference, and the reward model
-    seconds = {
+    return {
         "replay": pace.answer(recipe.data.replay, 1, recipe.data.replay_max_tokens),
         "sft": pace.train(recipe.sft.max_tokens, share(recipe.sft)),
         "gate-base": pace.answer(asked, 1, LONG_ANSWER),
@@ -64,9 +72,6 @@ def cost(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Cost:
         + ppo.epochs * pace.train(seen + rehearsed, share(ppo)),
         "gate-ppo": pace.answer(asked, 1, ANSWER),
     }
-    versions = 4 * hardware.torch_dtype.itemsize * config.num_parameters()
-    checkpoints = 2 * 12 * config.num_parameters()
-    return Cost(seconds, trainer_memory(recipe, config, hardware), versions + checkpoints + 2e8)
 
 
 def trainer_memory(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> float:
@@ -104,9 +109,11 @@ def shape_of(recipe: Recipe) -> ModelConfig:
     return read_config(path)
 
 
-def estimate_table(recipe: Recipe, config: ModelConfig, hardware: Hardware) -> Table:
+def estimate_table(
+    recipe: Recipe, config: ModelConfig, hardware: Hardware, pace: Pace | None = None
+) -> Table:
     """The estimate for the terminal."""
-    found = cost(recipe, config, hardware)
+    found = cost(recipe, config, hardware, pace)
     out = Table("stage", "about", title=f"{recipe.name} on {hardware.threads} threads, {hardware.dtype}")
     for stage, seconds in found.seconds.items():
         out.add_row(stage, f"{seconds / 60:.1f} min")

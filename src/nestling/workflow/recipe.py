@@ -119,6 +119,10 @@ class Recipe(Config):
     checkpoint_seconds: float = Field(
         60.0, ge=0, description="Time between checkpoints of training; 0 is every step."
     )
+    minutes: float | None = Field(
+        None, gt=0, description="How long it may take on this machine, about: less is learnt from, in proportion. "
+        "null takes what it takes.",
+    )  # fmt: skip
     data: DataConfig = Field(DataConfig(), description="What fine-tuning learns from.")
     sft: SFTConfig = Field(SFTConfig(), description="Supervised fine-tuning.")
     rank: RankConfig = Field(RankConfig(), description="Rankings.")

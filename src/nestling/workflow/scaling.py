@@ -1,4 +1,4 @@
-"""Fitting a recipe to the user's own conversations, to the model and to the memory of this machine."""
+"""Fitting a recipe to the user's own conversations, to the model, and to the memory and the time that there is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from nestling.data.formats import Conversation, read_rows
 from nestling.model.config import ModelConfig
 from nestling.text.messages import Message
 from nestling.training.settings import LoRAConfig
-from nestling.workflow.estimate import trainer_memory
+from nestling.workflow.estimate import seconds_by_stage, trainer_memory
+from nestling.workflow.pace import Pace, measured_pace
 from nestling.workflow.recipe import DataConfig, Recipe
 
 OWN_SHARE = 0.25
@@ -24,6 +25,8 @@ MOST_GROWTH = 4
 """How many times the recipe's tokens own conversations may add; there is a limit to what an evening can hold."""
 FREE = 0.85  # of the memory that is there: the server, the page and the system want some too
 SMALLEST_ROW = 512
+PARTS = [number / 20 for number in range(20, 1, -1)]
+"""Of what a recipe learns from, the parts that are tried until it fits the time."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,17 @@ class Scaled:
     notes: list[str]
 
 
-def scaled(recipe: Recipe, shape: ModelConfig, hardware: Hardware, memory: int | None = None) -> Scaled:
-    """Fit ``recipe`` to its files, to the model's context and to ``memory`` (bytes; what is free, if None).
+def scaled(
+    recipe: Recipe,
+    shape: ModelConfig,
+    hardware: Hardware,
+    memory: int | None = None,
+    pace: Pace | None = None,
+) -> Scaled:
+    """Fit ``recipe`` to its files, to the model's context, to ``memory`` (bytes; what is free, if None), and to its
+    ``minutes`` at this ``pace`` (measured now, if None).
 
-    Nothing changes where there are no files and memory is plenty: then a recipe is what it says.
+    Nothing changes where there are no files, and memory and time are plenty: then a recipe is what it says.
 
     Raises:
         DataError: a line of a file cannot be used.
@@ -73,7 +83,10 @@ def scaled(recipe: Recipe, shape: ModelConfig, hardware: Hardware, memory: int |
     if recipe.data.files:
         recipe = to_own_data(recipe, OwnData.of(recipe.data.files), shape, notes.append)
     room = FREE * (memory or psutil.virtual_memory().available)
-    return Scaled(to_memory(recipe, shape, hardware, room, notes.append), notes)
+    recipe = to_memory(recipe, shape, hardware, room, notes.append)
+    if recipe.minutes is not None:
+        recipe = to_time(recipe, shape, pace or measured_pace(shape, hardware), notes.append)
+    return Scaled(recipe, notes)
 
 
 def to_own_data(recipe: Recipe, own: OwnData, shape: ModelConfig, told: Callable[[str], None]) -> Recipe:
@@ -147,3 +160,32 @@ def with_rows(recipe: Recipe, most: int) -> Recipe:
         update={"row_tokens": min(stage.row_tokens, max(most, SMALLEST_ROW))}
     )
     return recipe.model_copy(update={"sft": cut(recipe.sft), "reward_model": cut(recipe.reward_model)})
+
+
+def to_time(recipe: Recipe, shape: ModelConfig, pace: Pace, told: Callable[[str], None]) -> Recipe:
+    """The largest part of the recipe that takes its minutes. The gate asks as much as ever: what it is to find has
+    become smaller, not what it must be sure of."""
+    if recipe.minutes is None:
+        return recipe
+    takes = lambda part: sum(seconds_by_stage(part_of(recipe, part), shape, pace).values()) / 60
+    part = next((part for part in PARTS if takes(part) <= recipe.minutes), PARTS[-1])
+    if part < 1:
+        told(
+            f"It would take about {takes(1):.0f} minutes here. With {part:.0%} of the conversations, rankings and "
+            f"iterations it takes about {takes(part):.0f} of the {recipe.minutes:g} minutes."
+        )
+    return part_of(recipe, part)
+
+
+def part_of(recipe: Recipe, part: float) -> Recipe:
+    """The recipe with a part of what every stage learns from."""
+    some = lambda count: math.ceil(part * count)
+    fewer = {
+        "data": {"replay": some(recipe.data.replay)},
+        "sft": {"max_tokens": some(recipe.sft.max_tokens)},
+        "rank": {"prompts": {name: some(count) for name, count in recipe.rank.prompts.items()}},
+        "reward_model": {"max_tokens": some(recipe.reward_model.max_tokens)},
+        "ppo": {"iterations": some(recipe.ppo.iterations)},
+    }
+    sections = {name: getattr(recipe, name).model_copy(update=update) for name, update in fewer.items()}
+    return recipe.model_copy(update=sections)
