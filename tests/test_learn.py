@@ -66,12 +66,16 @@ def people_like(
                 recorder.record_generation(
                     "v1-base", prompt(text), Sampling(), Completion(said, "stop", 3, 2)
                 )
-                for said in (f"{better} {WORDS[turn]}", f"{worse} {WORDS[who % 7]}")
+                for said in (f"{better} {WORDS[turn % 10]}", f"{worse} {WORDS[who % 7]}")
             ]
             if gold:
                 Desk(database).add(f"gold {who} {turn}", [dict(m) for m in prompt(text)], ids, gold=[1, 2])
             else:
-                recorder.record_comparison(*ids, says, client=who_is(f"{better}{who}"), blinded=True)
+                first, second = ids[::-1] if turn % 2 and each > 19 else ids  # nobody takes one side for ever
+                winner: Winner = says if first == ids[0] else "b"
+                recorder.record_comparison(
+                    first, second, winner, client=who_is(f"{better}{who}"), blinded=True
+                )
     database.close()
 
 
@@ -209,6 +213,16 @@ def test_a_crowd_that_anybody_can_make_up_does_not_outvote_accounts(workspace: W
     assert not told["accepted"] and any(ACCOUNTS in sentence for sentence in told["sentences"]), told
     wide = load_learn_recipe(None, [f"gate.margins={{{ACCOUNTS}: 0.9}}"])  # the owner may think otherwise
     assert wide.gate.margins[ACCOUNTS] == 0.9
+
+
+@pytest.mark.slow
+def test_an_owner_alone_can_teach_it_too(workspace: Workspace) -> None:
+    """Nobody else has judged: it is measured on what they said of other questions."""
+    people_like(workspace, "good", "bad", people=1, each=80)
+    learned = learning(workspace, "dpo", "snapshot.held_out_share=0.4")
+    learned.execute()
+    assert learned.snapshot.manifest.split == "prompts"
+    assert verdict_of(learned)["accepted"], verdict_of(learned)["sentences"]
 
 
 def test_one_seed_is_that_of_every_stage_unless_it_has_its_own() -> None:

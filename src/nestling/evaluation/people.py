@@ -23,7 +23,8 @@ ROW_TOKENS = 2048
 
 @dataclass(frozen=True)
 class ComparedPair:
-    """Two answers to one prompt as token ids, the one that people preferred first; ``person`` who did."""
+    """Two answers to one prompt as token ids, the one that people preferred first; ``person`` who did, or whatever else
+    pairs have in common that are alike."""
 
     prompt: list[int]
     better: list[int]

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -340,13 +340,15 @@ class Learn(Raising):
         tokenizer, longest = Tokenizer.load(reference.folder), read_config(reference.folder).context_length
         rows = self.snapshot.rows("held_out", "rankings"), self.trusted_rows()
         held, trusted = (compared_pairs(some, tokenizer, longest) for some in rows)
+        known = [at for at, pair in enumerate(held) if pair.person.startswith("account:")]
+        if self.snapshot.manifest.split == "prompts":  # few people: what is resampled is what they were asked
+            held = [replace(pair, person=f"asked {pair.prompt}") for pair in held]
         everything = [*held, *trusted]
         before = preferences(bench.load(reference), everything, bench.workers)
         agreed = {
             version.name: self.agreement_of(bench, version, everything, before)
             for version in {v.name: v for v in (candidate, incumbent)}.values()
         }
-        known = [at for at, pair in enumerate(held) if pair.person.startswith("account:")]
         parts = {HELD_OUT: range(len(held)), TRUSTED: range(len(held), len(everything)), ACCOUNTS: known}
         gains = {}
         for part, chosen in parts.items():
