@@ -93,7 +93,8 @@ def tell_estimate(recipe: Recipe, console: Console) -> None:
     """What the recipe would take here, fitted to the data, the model and this machine."""
     hardware, shape = recipe.hardware.detect(), shape_of(recipe)
     check_shape(recipe, shape)
-    pace = measured_pace(shape, hardware)
+    with console.status("Measuring this machine"):
+        pace = measured_pace(shape, hardware)
     fitted = scaled(recipe, shape, hardware, pace=pace)
     for note in fitted.notes:
         console.print(note, markup=False, highlight=False)
