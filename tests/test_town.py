@@ -34,7 +34,6 @@ from nestling.bench.town_report import demands, write_town
 from nestling.compute.device import Hardware
 from nestling.data import curriculum
 from nestling.errors import BenchError
-from nestling.evaluation.measures import LABELS
 from nestling.feedback import Recorder
 from nestling.model.hf_folder import save_model
 from nestling.workspace import Card, Version, Workspace
@@ -120,7 +119,7 @@ def test_a_judgment_that_the_database_does_not_hold_as_it_was_made_is_lost(
 
 SETTINGS = [
     "hardware.dtype=float32", "hardware.threads=1", "evaluation.max_new_tokens=4", "dpo.learning_rate=0.003",
-    "gate.margins=" + json.dumps(dict.fromkeys([*LABELS, "manners"], 0.9) | {"perplexity": 9}),
+    "gate.margin=0.9", "gate.margins={retention: 0.9, perplexity: 9}",
     "dpo.max_tokens=20000", "least_new=5", "checkpoint_seconds=0",
     "evaluation.sizes=" + json.dumps(dict.fromkeys(curriculum.load().behaviours, 1)),
 ]  # fmt: skip
