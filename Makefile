@@ -9,7 +9,7 @@ ARGS ?=
 CHROMIUM := $(firstword $(shell command -v chromium chromium-browser google-chrome 2>/dev/null))
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: up setup test lint need-chromium clean bench bench-peers bench-quick kill-often tutorial
+.PHONY: up setup test lint need-chromium clean bench bench-peers bench-quick kill-often tutorial tutorial-votes
 
 up: setup
 	$(VENV)/bin/nestling up $(ARGS)
@@ -37,6 +37,10 @@ kill-often: $(VENV)/.installed-dev
 # Run the tutorial's commands as they are written; what came out is kept in docs/results/tutorial.md. About an hour.
 tutorial: $(VENV)/.installed
 	$(VENV)/bin/python tests/tutorial.py
+
+# The same of "Teach it a preference in twenty votes".
+tutorial-votes: $(VENV)/.installed
+	$(VENV)/bin/python tests/tutorial.py tutorial/votes
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check src tests

@@ -1,7 +1,8 @@
-"""Runs the tutorial as it is written, every command of every page, and keeps what came out: ``make tutorial``.
+"""Runs a tutorial as it is written, every command of every page, and keeps what came out: ``make tutorial``, and
+``make tutorial-votes`` for the one in ``docs/tutorial/votes``.
 
 The commands run in one shell that stops at the first failure, in a new folder with the tutorial's data and an empty
-workspace. What was printed goes to ``docs/results/tutorial.md``.
+workspace. What was printed goes to ``docs/results``.
 """
 
 from __future__ import annotations
@@ -73,18 +74,18 @@ def run(chosen: list[Block], data: Path) -> list[tuple[Block, float, str]]:
         return done
 
 
-def page_of(done: list[tuple[Block, float, str]], hardware_line: str) -> str:
+def page_of(done: list[tuple[Block, float, str]], hardware_line: str, name: str) -> str:
     """What is kept of it, as Markdown."""
     total = sum(seconds for _, seconds, _ in done)
     lines = [
         "# The tutorial, run as it is written", "",
-        f"{hardware_line}. Command: `make tutorial`. {total / 60:.0f} minutes in all.", "",
+        f"{hardware_line}. Command: `make {name.replace('/', '-')}`. {total / 60:.0f} minutes in all.", "",
     ]  # fmt: skip
     page = ""
     for block, seconds, said in done:
         if block.page != page:
             page = block.page
-            lines += [f"## [{page}](../tutorial/{page})", ""]
+            lines += [f"## [{page}](../{name}/{page})", ""]
         shown = [line.rstrip().replace("~~~", "~ ~ ~") for line in said.splitlines() if line.strip()][-SHOWN:]
         lines += [
             f"{seconds:.0f} s:",
@@ -99,12 +100,14 @@ def page_of(done: list[tuple[Block, float, str]], hardware_line: str) -> str:
 
 
 def main() -> None:
-    chosen = blocks(ROOT / "docs" / "tutorial")
+    name = sys.argv[1] if len(sys.argv) > 1 else "tutorial"
+    folder = ROOT / "docs" / name
+    chosen = blocks(folder)
     if not chosen:
-        sys.exit("The tutorial has no commands.")
-    done = run(chosen, ROOT / "docs" / "tutorial")
-    path = ROOT / "docs" / "results" / "tutorial.md"
-    atomic.write_text(path, page_of(done, machine(detect())))
+        sys.exit(f"{folder} has no commands.")
+    done = run(chosen, folder)
+    path = ROOT / "docs" / "results" / f"{folder.name}.md"
+    atomic.write_text(path, page_of(done, machine(detect()), name))
     print(f"Written: {path}")
 
 
