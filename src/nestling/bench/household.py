@@ -118,7 +118,7 @@ class Household:
         except subprocess.TimeoutExpired:
             process.kill()
             return process.wait()
-        except BaseException:
+        except BaseException:  # Ctrl-C too: it must not go on alone
             process.terminate()
             process.wait()
             raise

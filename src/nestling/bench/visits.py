@@ -122,13 +122,15 @@ def at_once(tasks: Sequence[Callable[[], object]], threads: int, done: Callable[
         nonlocal finished
         while not errors:
             try:
-                waiting.get_nowait()()
+                task = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                task()
                 with lock:
                     finished += 1
                     done(finished)
-            except queue.Empty:
-                return
-            except BaseException as error:
+            except BaseException as error:  # of any kind: nobody watches this thread, the caller raises it
                 errors.append(error)
 
     workers = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
