@@ -71,6 +71,11 @@ class Runner:
     def best(self) -> float:
         return max(reward for _, reward in self.curve)
 
+    @property
+    def last(self) -> float:
+        """What settings are chosen by: one that peaked early and fell would be a poor runner."""
+        return self.curve[-1][1]
+
     def minutes_to(self, reward: float) -> float | None:
         """When the curve first crosses ``reward``, between two points in proportion; None where it never does."""
         for (t0, r0), (t1, r1) in zip(self.curve, self.curve[1:], strict=False):
@@ -205,8 +210,8 @@ def write_race(
         "Both learn from the same fine-tuned weights and the same reward model (normalised, full depth), "
         f"{ANSWERS} answers of at most {ANSWER_TOKENS} tokens an iteration. Held-out reward: mean score of greedy "
         f"answers to {HELD_OUT} prompts nobody trains on, less 1 for an answer that does not end. Judging and saving "
-        "stop the clock. Sides run by the best of the settings tried with seed 0, or by those that the command gives: "
-        f"{pairs[0][0].name}; {pairs[0][1].name}.", "",
+        "stop the clock. Sides run by that of the settings tried with seed 0 which ended highest, or by the one that "
+        f"the command gives: {pairs[0][0].name}; {pairs[0][1].name}.", "",
         *_tried(trials),
         "| seed | start | TRL's best | TRL, minutes to it | ours, minutes to it | ratio |",
         "|---|---:|---:|---:|---:|---|",
@@ -237,8 +242,13 @@ def write_race(
 def _tried(trials: Sequence[Runner]) -> list[str]:
     if not trials:
         return []
-    rows = [f"| {t.name} | {t.best:.3f} | {t.curve[-1][0]:.1f} |" for t in trials]
-    return ["| settings tried | best reward | minutes |", "|---|---:|---:|", *rows, ""]
+    rows = [f"| {t.name} | {t.best:.3f} | {t.last:.3f} | {t.curve[-1][0]:.1f} |" for t in trials]
+    return [
+        "| settings tried | best reward | reward at the end | minutes |",
+        "|---|---:|---:|---:|",
+        *rows,
+        "",
+    ]
 
 
 def _curves(pairs: Sequence[tuple[Runner, Runner]]) -> str:

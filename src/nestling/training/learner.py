@@ -51,18 +51,19 @@ class Learner(Generic[Network]):
         groups: what of it is trained.
         max_grad_norm: each network's gradients are clipped to this joint norm.
         workers: who computes; ``networks`` holds one network for each.
+        betas: Adam's.
     """
 
     def __init__(
         self, network: Network, groups: Sequence[ParameterGroup], max_grad_norm: float = 1.0,
-        workers: Workers | None = None,
+        workers: Workers | None = None, betas: tuple[float, float] = (0.9, 0.95),
     ) -> None:  # fmt: skip
         self.workers, self.max_grad_norm = workers or Workers(), max_grad_norm
         self.networks, leaves = [network], []
         if self.workers.count > 1:
             pairs = [same_weights(network) for _ in range(self.workers.count)]
             self.networks, leaves = [copied for copied, _ in pairs], [own for _, own in pairs]
-        self.optimizer = MasterAdamW(groups, leaves=leaves)
+        self.optimizer = MasterAdamW(groups, betas, leaves=leaves)
 
     def update(
         self, batches: Sequence[Batch], count: float, loss_of: Callable[[Network, Batch], Loss], scale: float

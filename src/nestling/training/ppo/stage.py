@@ -45,6 +45,10 @@ from nestling.training.ppo.rehearsal import Rehearsal, Rehearsed
 from nestling.training.schedule import rate_scale
 from nestling.workspace import atomic
 
+BETAS = (0.9, 0.999)
+"""Adam's. Gradients of a few answers are so noisy that second moments of the last twenty updates swing with them: with
+0.95 runs learnt less, and some fell again (docs/decisions.md, 2026-11-30)."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -75,7 +79,7 @@ class PPO:
     ) -> None:  # fmt: skip
         self.networks, self.engine, self.prompts, self.reward = networks, engine, prompts, reward
         self.config, self.folder = config, folder
-        self.learner = Learner(networks, networks.groups(), config.max_grad_norm, workers)
+        self.learner = Learner(networks, networks.groups(), config.max_grad_norm, workers, BETAS)
         self.device = networks.policy.device
         self.kl_coef = config.kl_coef
         self.silent_iterations = 0
