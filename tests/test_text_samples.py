@@ -14,7 +14,18 @@ from nestling.errors import DataError
 from nestling.text.messages import Message, Role, joined_turns
 from nestling.text.samples import TokenSample, describe_tokens, training_samples
 from nestling.text.tokenizer import Tokenizer
-from test_text_support import CHATML, MISTRAL, STYLES, assistant, byte_level_json, make, parts, system, user
+from test_text_support import (
+    CHATML,
+    MISTRAL,
+    STYLES,
+    assistant,
+    byte_level_json,
+    make,
+    parts,
+    pieces_json,
+    system,
+    user,
+)
 
 ours = cache(make)
 CONVERSATION = [
@@ -51,6 +62,30 @@ def test_one_sample_trains_every_answer_and_its_end(style: str, first: str, seco
     [sample] = training_samples(tokenizer, CONVERSATION, "here")
     assert trained_texts(tokenizer, sample) == [first, second]
     assert sample.ids[-1] == tokenizer.eos_id and sample.loss_mask[-1]
+
+
+HEADERS = (
+    "{% for m in messages %}{{ '<s>' + m['role'] + '\n' + m['content'] + '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("style", [*(s for s in STYLES if s != "qwen3"), "pieces after a line break"])
+@pytest.mark.parametrize("answer", ["Paris is.", "is", "the cat"])
+def test_an_answer_by_itself_has_the_tokens_it_is_trained_with(style: str, answer: str) -> None:
+    if style in STYLES:
+        tokenizer = ours(style)
+    else:
+        named = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
+        tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(pieces_json()), HEADERS, **named)
+    [sample] = training_samples(tokenizer, [user("q"), assistant(answer)], "here")
+    alone = [*tokenizer.render_prompt([user("q")]), *tokenizer.encode_answer(answer), tokenizer.eos_id]
+    assert alone == sample.ids
+    assert tokenizer.encode_answer("") == []
+    sampled = tokenizer.decode(
+        tokenizer.encode_answer(answer)
+    )  # as it is written down, perhaps with its space
+    assert tokenizer.encode_answer(sampled) == tokenizer.encode_answer(answer)
 
 
 def test_a_template_that_rewrites_earlier_turns_gives_a_sample_for_each() -> None:

@@ -6,6 +6,7 @@ import copy
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from nestling.text.messages import ROLES, Message, require_text
 from nestling.text.template import ChatTemplate, with_assistant_name
 from nestling.workspace import atomic
 
+_PROBE = "an-answer-no-template-holds"
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -190,6 +192,31 @@ class Tokenizer:
         found = self._end.search(rendered, start)
         return found.end() if found else None
 
+    def encode_answer(self, text: str) -> list[int]:
+        """Ids of an answer's text as it follows a prompt, without its end token.
+
+        After a header that ends in a line break SentencePiece puts no space before the first word; where the template
+        writes one itself, it belongs to the answer.
+        """
+        header, ids, lead = self._before_answers
+        lead = "" if text[:1].isspace() else lead  # as sampled, where decoding keeps the space
+        whole = self.encode(header + lead + text) if text else ids
+        if whole[: len(ids)] == ids:
+            return whole[len(ids) :]
+        return self.encode_continuation(lead + text)  # it begins with what would merge with the header
+
+    @cached_property
+    def _before_answers(self) -> tuple[str, list[int], str]:
+        """A prompt as the template renders it, its ids, and the white space that it writes before an answer."""
+        turns = [Message(role="user", content="x"), Message(role="assistant", content=_PROBE)]
+        try:
+            header = self.render(turns[:1], add_generation_prompt=True)
+            before, found, _ = self.render(turns, add_generation_prompt=False).partition(_PROBE)
+        except (DataError, ModelError):
+            return "", [], ""  # it wants other conversations than this
+        lead = before.removeprefix(header) if found and before.startswith(header) else ""
+        return header, self.encode(header), lead if lead.isspace() else ""
+
     def encode_continuation(self, rendered: str) -> list[int]:
         """Ids of rendered text that continues other text, so without SentencePiece's space at a beginning."""
         return self.encode(self._literal.private[self._named["pad_token"]] + rendered)[1:]
@@ -218,14 +245,13 @@ class Tokenizer:
         """The control token the template writes right after an assistant's content."""
         if self.template is None:
             return None
-        content = "an-answer-no-template-holds"
-        turns = [Message(role="user", content="x"), Message(role="assistant", content=content)]
+        turns = [Message(role="user", content="x"), Message(role="assistant", content=_PROBE)]
         try:
             text = self.render(turns, add_generation_prompt=False)
         except DataError:
             return None  # it wants other conversations than this
         by_private = {private: name for name, private in self._literal.private.items()}
-        found = re.search(rf"{content}\s*({any_of(by_private)})", text)
+        found = re.search(rf"{_PROBE}\s*({any_of(by_private)})", text)
         return by_private[found[1]] if found else None
 
     def _padding_token(self) -> str:
