@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import friedmanchisquare
 
-from feedback_support import answers, person, recorder
+from feedback_support import answers, person, prompt, recorder
 from nestling.errors import ConfigError, DataError
 from nestling.feedback import Recorder, UnknownAnswer
 from nestling.feedback.agreement import kendall_w, krippendorff_alpha, pair_units, raters
 from nestling.feedback.arena import standings, strengths
+from nestling.feedback.desk import Desk
 from nestling.feedback.export import ranking_rows, scalar_rows, score_rows
 from nestling.feedback.opinions import Opinion, opinions
 from nestling.feedback.people import Accounts, Identities, Person
@@ -290,10 +291,31 @@ def test_a_dud_is_worse_and_nobody_can_bring_a_version_down_alone() -> None:
     assert not satisfaction([*good, *told("v2", 0.9, 80)], "v2", "v1").is_worse
     alone = [Signal("foe", "v2", 0)] * 500
     found = satisfaction([*good, *alone], "v2", "v1")
-    assert not found.is_worse and found.signals == 5
+    assert not found.is_worse and found.people == 1
     assert not satisfaction(
-        [*told("v1", 0.9, 10), *told("v2", 0.1, 80)], "v2", "v1"
+        [*told("v1", 0.9, 9), *told("v2", 0.1, 80)], "v2", "v1"
     ).is_worse  # too little before
+
+
+def test_people_who_say_the_same_again_and_again_are_no_evidence() -> None:
+    """Everybody is content with all answers or with none: four in five are, with either version."""
+    generator = np.random.default_rng(7)
+
+    def said(version: str, count: int) -> list[Signal]:
+        return [
+            Signal(f"{version} {who}", version, content)
+            for who, content in enumerate((generator.random(count) < 0.8).astype(int)) for _ in range(5)
+        ]  # fmt: skip
+
+    alarms = sum(satisfaction([*said("v1", 40), *said("v2", 60)], "v2", "v1").is_worse for _ in range(200))
+    assert alarms / 200 <= ALPHA
+
+
+def test_what_is_said_at_the_desk_brings_no_version_down(recorder: Recorder) -> None:
+    ids = answers(recorder, "Hi", ["A", "B"], ["v1", "v2"])
+    Desk(recorder.database).add("one", [dict(m) for m in prompt("Hi")], ids)
+    recorder.record_ranking(ids, [1, 2], all_bad=True, client=person("mira"), desk_item=1)
+    assert signals(recorder.database) == []
 
 
 def test_signals_are_thumbs_scores_and_what_is_called_bad(recorder: Recorder) -> None:
@@ -320,4 +342,4 @@ def test_names_that_anybody_may_give_bring_no_version_down(recorder: Recorder) -
             if version == "v2":
                 recorder.record_thumb(answer, "down")  # nor does nobody known
     found = satisfaction(signals(recorder.database), "v2", "v1")
-    assert found.signals == 5 and found.before is not None and not found.is_worse
+    assert found.people == 1 and found.before is not None and not found.is_worse

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,12 +13,11 @@ from nestling.feedback.export import current
 from nestling.feedback.people import counts_as
 from nestling.storage import ChatSession, Database, Generation, Judgment
 
-MOST_OF_ONE = 5
-"""Signals of one person about a version that count: nobody can bring it down alone."""
 ALPHA = 0.05
-"""How often a version that is no worse is called worse, however often one looks."""
-LEAST_BEFORE = 20
-"""Signals about the version before, without which there is nothing to compare with."""
+"""How often a version that is no worse is called worse at most, however often one looks: half of it because the bound
+of the version before was missed, half because of the bets against it."""
+LEAST_BEFORE = 10
+"""People who said something of the version before, without whom there is nothing to compare with."""
 _STAKES = np.linspace(0.05, 0.95, 19)
 
 
@@ -36,25 +34,27 @@ class Signal:
 class Satisfaction:
     """What is known of a version beside the one before it.
 
-    ``evidence`` is how much more likely what was seen is if people are less content than ``before`` (a lower bound of
-    the version before), at the best of many bets; 1 / ALPHA is enough.
+    ``people`` said something of it, each counted once, and ``rate`` of them were content. ``evidence`` is how much more
+    likely what was seen is if people are less content than ``before`` (a lower bound of the version before), at the
+    best of many bets; 2 / ALPHA is enough.
     """
 
     version: str
-    signals: int
+    people: int
     rate: float | None
     before: float | None
     evidence: float
 
     @property
     def is_worse(self) -> bool:
-        return self.evidence >= 1 / ALPHA
+        return self.evidence >= 2 / ALPHA
 
 
 def signals(database: Database) -> list[Signal]:
     """Every signal that counts, oldest first: thumbs, scores but the middle one, and answers called bad.
 
-    Which of two answers is better says nothing of how good they are, and a file nothing of our versions. Whoever only
+    Which of two answers is better says nothing of how good they are, and a file nothing of our versions. Nor does the
+    desk: what is laid there was chosen, and it can say that answers are bad, but never that they are good. Whoever only
     gave a name is one person with all who did so: names would bring a version down as easily as they are made up.
     """
     found: list[tuple[int, Signal]] = []
@@ -65,6 +65,8 @@ def signals(database: Database) -> list[Signal]:
         for judgment in session.scalars(select(Judgment).order_by(Judgment.id)):
             verdict = _VERDICTS.get((judgment.kind, judgment.value))
             if judgment.id not in kept or verdict is None or judgment.import_id is not None:
+                continue
+            if judgment.desk_item_id is not None:
                 continue
             about = [judgment.generation_id, judgment.other_generation_id]
             if judgment.answers:
@@ -83,13 +85,13 @@ _VERDICTS = {
 
 def satisfaction(given: Sequence[Signal], version: str, before: str | None) -> Satisfaction:
     """How content people are with ``version``, beside the one served before it."""
-    own = _capped([signal for signal in given if signal.version == version])
+    own = _first_of_everybody([signal for signal in given if signal.version == version])
     rate = sum(signal.content for signal in own) / len(own) if own else None
-    earlier = _capped([signal for signal in given if signal.version == before]) if before else []
+    earlier = _first_of_everybody([signal for signal in given if signal.version == before]) if before else []
     if len(earlier) < LEAST_BEFORE:
         return Satisfaction(version, len(own), rate, None, 1.0)
     known = resample_rate([s.content for s in earlier], [s.person for s in earlier])
-    bound = known.lower(0.95)
+    bound = known.lower(1 - ALPHA / 2)
     return Satisfaction(version, len(own), rate, bound, evidence_below([s.content for s in own], bound))
 
 
@@ -108,12 +110,10 @@ def evidence_below(outcomes: Sequence[float], mean: float) -> float:
     return most
 
 
-def _capped(given: Sequence[Signal]) -> list[Signal]:
-    """The first few of everybody."""
-    counted: Counter[str] = Counter()
-    kept = []
+def _first_of_everybody(given: Sequence[Signal]) -> list[Signal]:
+    """One signal a person. What somebody says later depends on what they said before, so that bets on it as well would
+    win by chance more often than they may; and nobody can bring a version down alone."""
+    kept: dict[str, Signal] = {}
     for signal in given:
-        counted[signal.person] += 1
-        if counted[signal.person] <= MOST_OF_ONE:
-            kept.append(signal)
-    return kept
+        kept.setdefault(signal.person, signal)
+    return list(kept.values())

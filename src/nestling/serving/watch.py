@@ -18,10 +18,9 @@ _SECONDS = 30.0
 
 
 def served_before(versions: VersionStore) -> str | None:
-    """The version that was served before the one that is."""
-    pointer = versions.pointer()
-    past = [turn.version for turn in pointer.history if not turn.over] if pointer else []
-    return past[-1] if past else None
+    """The version that a roll-back would serve."""
+    found = versions.served_before()
+    return found.name if found else None
 
 
 def roll_back_if_worse(versions: VersionStore, database: Database) -> Satisfaction | None:
@@ -36,7 +35,7 @@ def roll_back_if_worse(versions: VersionStore, database: Database) -> Satisfacti
     if not found.is_worse:
         return None
     reason = (
-        f"{ROLLED_BACK} of {found.signals} answers people were content with {found.rate or 0:.0%}; "
+        f"{ROLLED_BACK} of {found.people} people {found.rate or 0:.0%} were content; "
         f"with {before} it was {found.before or 0:.0%} at least (evidence {found.evidence:.0f} to 1)."
     )
     versions.roll_back(reason, of=pointer.version)

@@ -296,6 +296,12 @@ class VersionStore:
                 self._point(Pointer(version=name, since=now(), reason=reason, history=past))
         return version
 
+    def served_before(self) -> Version | None:
+        """The version that ``roll_back`` would serve, or None."""
+        current = self.pointer()
+        past = [turn.version for turn in reversed(current.history) if not turn.over] if current else []
+        return next((v for name in past if (v := self._readable(name)) and not v.card.removed), None)
+
     def roll_back(self, reason: str = "rolled back", of: str | None = None) -> Version:
         """Point serving at the version served before this one; before ``of``, if that is served.
 

@@ -95,8 +95,8 @@ function showOpinion() {
   const { agreement, arena, satisfaction } = opinion;
   byId("agreement").textContent =
     agreement === null ? t("noAgreement") : t("agreementIs", { alpha: agreement.toFixed(2), n: opinion.opinions });
-  const { version, rate, signals } = satisfaction;
-  byId("content").textContent = rate === null ? "" : t("contentIs", { version, share: Math.round(100 * rate), n: signals });
+  const { version, rate, people } = satisfaction;
+  byId("content").textContent = rate === null ? "" : t("contentIs", { version, share: Math.round(100 * rate), n: people });
   byId("arena").hidden = arena.length === 0;
   byId("standings").replaceChildren(
     ...arena.map(({ version: name, points, low, high, games }) => {
