@@ -20,6 +20,7 @@ from nestling.feedback import (
     ranking_rows,
     scalar_rows,
 )
+from nestling.feedback.export import bad_rows
 from nestling.generation.protocol import Completion, Sampling
 from nestling.storage import ChatSession, Generation, open_database
 from nestling.text.messages import Message
@@ -37,8 +38,11 @@ def recorder(tmp_path: Path) -> Iterator[Recorder]:
     database.close()
 
 
-def answer(recorder: Recorder, text: str, prompt: list[Message] = PROMPT, version: str = "v1-base") -> str:
-    sampling = Sampling(temperature=0.3, seed=7, stop=("x",))
+def answer(
+    recorder: Recorder, text: str, prompt: list[Message] = PROMPT, version: str = "v1-base",
+    stop: tuple[str, ...] = (),
+) -> str:  # fmt: skip
+    sampling = Sampling(temperature=0.3, seed=7, stop=stop)
     return recorder.record_generation(
         version, prompt, sampling, Completion(text, "stop", 5, 2), client="mira"
     )
@@ -101,6 +105,21 @@ def test_votes_become_rankings_preferences_and_labels(recorder: Recorder) -> Non
         (said("B"), False),
         (said("C"), False),
     ]
+
+
+def test_answers_that_did_not_end_by_themselves_say_so_in_every_row(recorder: Recorder) -> None:
+    """An answer that was cut, or ended at words the asker had named, must not teach where to end."""
+    whole, named = answer(recorder, "A"), answer(recorder, "B", stop=("x",))
+    cut = recorder.record_generation("v1-base", PROMPT, Sampling(), Completion("C", "length", 5, 2))
+    ids = [whole, named, cut]
+    recorder.record_ranking(ids, [1, 2, 3], all_bad=True, client="mira")
+    for answer_ in ids:
+        recorder.record_thumb(answer_, "up", client="tom")
+    [row] = ranking_rows(recorder.database)
+    assert row["finished"] == [True, False, False] and row["all_bad"]
+    for rows in (list(scalar_rows(recorder.database)), list(bad_rows(recorder.database))):
+        told = {row["completion"][0]["content"]: row["finished"] for row in rows}
+        assert told == {"A": True, "B": False, "C": False}
 
 
 def test_rankings_become_rows_and_pairs(recorder: Recorder) -> None:

@@ -439,6 +439,7 @@ def test_open_webui_votes_in_the_arena_and_thumbs_elsewhere(recorder: Recorder, 
         (rating("u1"), "'meta.message_id' names no answer"),
         (rating(meta__message_id=None), "'meta.message_id' must be text"),
         (rating(updated_at="noon"), "'updated_at' is no moment"),
+        (rating(updated_at="inf"), "'updated_at' is no moment"),
     ],
 )
 def test_what_is_wrong_in_open_webuis_export_is_named(tmp_path: Path, row: dict[str, Any], told: str) -> None:

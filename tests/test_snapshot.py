@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import pytest
 from sqlalchemy import select
 
 from feedback_support import answers, person, prompt, recorder
 from nestling.feedback import Recorder
+from nestling.feedback import snapshot as snapshots
+from nestling.feedback.desk import Desk
 from nestling.feedback.people import Person
 from nestling.feedback.snapshot import Snapshot, SnapshotRules, erase, take
 from nestling.storage import Judgment, schema
@@ -107,7 +112,8 @@ def test_whoever_always_takes_one_side_or_is_always_wrong_is_left_out(
     fates = taken(recorder, tmp_path).manifest.fates
     assert fates["by somebody who always takes one side"] == 24
     assert fates["by somebody no better than a coin"] == 24
-    assert fates.get("train", 0) + fates.get("held_out", 0) == 72
+    counted = ("train", "held_out", "of answers that others are measured by")
+    assert sum(fates.get(fate, 0) for fate in counted) == 72
 
 
 def test_contradictory_votes_of_one_person_count_once_and_the_newest_wins(
@@ -147,7 +153,8 @@ def test_whoever_only_gives_thumbs_counts_no_more_than_others(recorder: Recorder
         shown = (a, b) if number % 2 else (b, a)
         for name in ("mira", "tom", "lee"):
             recorder.record_comparison(*shown, "a" if shown[0] == a else "b", client=person(name))
-        recorder.record_thumb(a, "up", client=person("silent"))
+        [alone] = answers(recorder, f"another question {number}", ["A"])
+        recorder.record_thumb(alone, "up", client=person("silent"))
     snapshot = taken(recorder, tmp_path)
     rows = [
         row
@@ -174,3 +181,122 @@ def test_gold_is_what_is_known_whatever_was_said_of_it(recorder: Recorder, tmp_p
     assert row["ranks"] == [2, 1] and [c[0]["content"] for c in row["completions"]] == ["bad", "good"]
     with recorder.database.read() as session:
         assert session.scalars(select(Judgment)).one().desk_item_id == 1
+
+
+def test_line_separators_in_what_people_wrote_break_nothing(recorder: Recorder, tmp_path: Path) -> None:
+    odd = "one\u2028two\u2029three\u0085four\x0bfive"
+    numbers = [vote(recorder, person("mira"), f"{odd} {turn}", better=odd) for turn in range(12)]
+    snapshot = taken(recorder, tmp_path / "snapshots")
+    rows = [row for part in ("train", "held_out") for row in snapshot.rows(part, "rankings")]
+    assert len(rows) == 12 and all(odd in row["prompt"][0]["content"] for row in rows)
+    assert erase(tmp_path / "snapshots", numbers) and not snapshot.rows("train", "rankings")
+
+
+def test_nobody_learns_from_answers_that_somebody_else_is_measured_by(
+    recorder: Recorder, tmp_path: Path
+) -> None:
+    """Two people rank every item of a desk; whoever is held out takes the item along."""
+    people = [person(f"p{number}") for number in range(16)]
+    for number in range(60):
+        a, b = answers(recorder, f"question {number}", ["A", "B"])
+        for who in (people[number % 16], people[(number * 7 + 3) % 16]):
+            recorder.record_comparison(a, b, "a", client=who)
+        recorder.record_thumb(a, "up", client=people[(number + 5) % 16])
+        recorder.record_rewrite(b, "C", client=people[(number + 9) % 16])
+    snapshot = taken(recorder, tmp_path)
+
+    def told(part: str, kind: str) -> set[str]:
+        """Answers, each with its prompt."""
+        return {
+            json.dumps([row["prompt"], answer])
+            for row in snapshot.rows(part, kind)
+            for answer in (row["completions"] if "completions" in row else [row["completion"]])
+        }
+
+    measured = told("held_out", "rankings")
+    assert snapshot.manifest.split == "people" and measured
+    for kind in ("rankings", "scores"):
+        assert told("train", kind) and not told("train", kind) & measured
+    assert snapshot.manifest.fates["of answers that others are measured by"] > 0
+    assert sum(snapshot.manifest.fates.values()) == 5 * 60  # a rewrite is a ranking and a demonstration
+
+
+def test_what_a_version_was_measured_by_stays_held_out(recorder: Recorder, tmp_path: Path) -> None:
+    """An owner alone is split by prompts; when others come, people are."""
+    for number in range(40):
+        vote(recorder, person("owner"), f"question {number}")
+    alone = taken(recorder, tmp_path)
+    rows = alone.rows("held_out", "rankings")
+    anchors = {row["judgment"] for row in rows}
+    again = rows[0]  # the owner says of the same answers something else, which is learnt from as little
+    first = recorder.database
+    with first.read() as session:
+        said = session.get(Judgment, again["judgment"])
+        assert said is not None
+        pair = said.generation_id, said.other_generation_id
+    recorder.record_comparison(*pair, "tie", client=person("tom"))  # type: ignore[arg-type]
+    for number in range(12):
+        vote(recorder, person(f"p{number}"), f"other {number}")
+    later = take(recorder.database, tmp_path, SnapshotRules(), "2026-01-02", rows)
+    assert alone.manifest.split == "prompts" and later.manifest.split == "people"
+    assert anchors <= set(later.manifest.judgments["held_out/rankings"])
+    assert again["prompt"] not in [row["prompt"] for row in later.rows("train", "rankings")]
+
+
+def test_nothing_said_of_gold_is_learnt_from_wherever_it_was_said(recorder: Recorder, tmp_path: Path) -> None:
+    good, bad = answers(recorder, "gold", ["A", "B"])
+    Desk(recorder.database).add("gold 1", [dict(m) for m in prompt("gold")], [good, bad], gold=[1, 2])
+    mira = person("mira")
+    recorder.record_rewrite(good, "C", client=mira)  # at the desk, which sends no number with it
+    recorder.record_thumb(bad, "up", client=mira)
+    recorder.record_comparison(good, bad, "b", client=mira)
+    recorder.record_ranking([good, bad], [2, 1], client=mira)
+    manifest = taken(recorder, tmp_path).manifest
+    assert manifest.new == set()
+    assert manifest.fates == {"of a known order, which measures people and versions": 5}
+
+
+def test_ties_are_no_side(recorder: Recorder, tmp_path: Path) -> None:
+    for number in range(19):
+        a, b = answers(recorder, f"question {number}", ["A", "B"])
+        recorder.record_comparison(a, b, "tie", client=person("mira"))
+    a, b = answers(recorder, "the last", ["A", "B"])
+    recorder.record_comparison(a, b, "a", client=person("mira"))
+    assert len(taken(recorder, tmp_path).manifest.new) == 20
+
+
+def test_whoever_takes_back_while_the_first_snapshot_is_taken_is_not_in_it(
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taking back waits for the snapshot that is being written, and finds it, even where there was no folder yet."""
+    numbers = [vote(recorder, person("mira"), f"question {number}") for number in range(12)]
+    place, reading, go_on, sift = tmp_path / "snapshots", Event(), Event(), snapshots._sift
+
+    def slowly(*given: Any) -> Any:
+        found = sift(*given)
+        reading.set()
+        assert go_on.wait(10)
+        return found
+
+    monkeypatch.setattr(snapshots, "_sift", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        taking = pool.submit(taken, recorder, place)
+        assert reading.wait(10)
+        taking_back = pool.submit(erase, place, numbers[:8])
+        with pytest.raises(TimeoutError):
+            taking_back.result(0.5)
+        go_on.set()
+        snapshot, touched = taking.result(), taking_back.result()
+    assert touched == [snapshot.manifest.name] and snapshot.manifest.erased == numbers[:8]
+    left = [row for part in ("train", "held_out") for row in snapshot.rows(part, "rankings")]
+    assert {row["judgment"] for row in left} == set(numbers[8:])
+
+
+def test_two_who_take_back_at_once_are_both_gone(recorder: Recorder, tmp_path: Path) -> None:
+    numbers = [vote(recorder, person("mira"), f"question {number}") for number in range(40)]
+    snapshot = taken(recorder, tmp_path / "snapshots")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: erase(tmp_path / "snapshots", [number]), numbers[:30]))
+    assert snapshot.manifest.erased == numbers[:30]
+    left = [row for part in ("train", "held_out") for row in snapshot.rows(part, "rankings")]
+    assert {row["judgment"] for row in left} == set(numbers[30:])

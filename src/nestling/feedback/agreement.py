@@ -80,7 +80,8 @@ class Rater:
         opinions: pairs they have judged.
         gold_right, gold: of the pairs whose right order is known, and were no tie.
         agreed, shared: of the pairs that others have judged too, with what most of these said.
-        first_share: how often the answer that was shown first was the better one, ties left out; None without any.
+        sided: pairs of which one answer is better and which was shown first is known.
+        first_share: of these, how often the answer that was shown first was the better one; None without any.
         weight: from 0 (no better than a coin) to 1, what their judgments count in training.
     """
 
@@ -90,6 +91,7 @@ class Rater:
     gold: int
     agreed: int
     shared: int
+    sided: int
     first_share: float | None
     weight: float
 
@@ -122,7 +124,7 @@ def _rater(
             shared.append(opinion.verdict == (1 if others > 0 else -1))
     sides = [(o.verdict > 0) == o.first_shown for o in own if o.verdict and o.first_shown is not None]
     return Rater(
-        person, len(own), sum(gold), len(gold), sum(shared), len(shared),
+        person, len(own), sum(gold), len(gold), sum(shared), len(shared), len(sides),
         sum(sides) / len(sides) if sides else None, _weight(gold, shared),
     )  # fmt: skip
 

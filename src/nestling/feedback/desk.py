@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from nestling.errors import DataError
 from nestling.feedback.agreement import kendall_w
-from nestling.feedback.export import withdrawn
+from nestling.feedback.export import current, withdrawn
 from nestling.feedback.people import Person
 from nestling.feedback.recorder import know
 from nestling.storage import Database, DeskAnswer, DeskItem, DeskSkip, Judgment
@@ -54,6 +55,7 @@ class Desk:
         self.database, self.overlap = database, overlap
         self._random = random.Random(seed)
         self._leases: dict[int, dict[str, float]] = defaultdict(dict)
+        self._choosing = threading.Lock()
 
     def add(
         self, source: str, messages: Sequence[Mapping[str, Any]], answers: Sequence[str], priority: float = 0.0,
@@ -86,7 +88,7 @@ class Desk:
         What somebody has begun to judge comes before what nobody has, so that opinions meet; then where the reward
         model is least sure. Now and then one whose right order is known.
         """
-        with self.database.read() as session:
+        with self._choosing, self.database.read() as session:
             judged, skipped = _done(session)
             mine = lambda item: person.id in judged[item.id] or person.id in skipped[item.id]
             open_items = [item for item in session.scalars(select(DeskItem)) if not mine(item)]
@@ -124,20 +126,21 @@ class Desk:
             if session.get(DeskItem, item) is None:
                 raise DataError(f"there is nothing on the desk with the number {item}.")
             session.add(DeskSkip(item_id=item, session_id=know(session, person) or "", reason=reason))
-        self._leases[item].pop(person.id, None)
+        with self._choosing:
+            self._leases[item].pop(person.id, None)
 
     def status(self) -> list[ItemStatus]:
         """Every item, newest first."""
         with self.database.read() as session:
             judged, skipped = _done(session)
-            gone = withdrawn(session)
+            newest = current(session, "ranking")
             found = []
             for item in session.scalars(select(DeskItem).order_by(DeskItem.id.desc())):
                 places = {answer.generation_id: answer.position for answer in item.answers}
                 query = select(Judgment).where(Judgment.desk_item_id == item.id, Judgment.kind == "ranking")
                 rankings = []
                 for judgment in session.scalars(query):
-                    if judgment.id not in gone:
+                    if judgment.id in newest:
                         ranks = {places[answer.generation_id]: answer.rank for answer in judgment.answers}
                         rankings.append([ranks[at] for at in sorted(ranks)])
                 found.append(

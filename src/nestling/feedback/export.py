@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 def ranking_rows(database: Database) -> Iterator[Row]:
     """One row a decided vote, ranking or rewrite: ``{"prompt", "completions", "ranks"}``; rank 1 is the best,
-    equal ranks a tie.
+    equal ranks a tie; ``all_bad`` is true where none is good.
 
     What a person wrote ranks above the answer that they wrote it for; no version gave it. "Both bad" says nothing
     about the order; it is in ``scalar_rows``.
@@ -30,7 +30,8 @@ def ranking_rows(database: Database) -> Iterator[Row]:
             yield _ranking_row(judgment, [first, second], ranks[judgment.value])
     for judgment in _newest_of(database, "ranking"):
         answers = [answer.generation for answer in judgment.answers]
-        yield _ranking_row(judgment, answers, [answer.rank for answer in judgment.answers])
+        ranked = _ranking_row(judgment, answers, [answer.rank for answer in judgment.answers])
+        yield ranked | {"all_bad": True} if judgment.value == "all_bad" else ranked
     for judgment, generation in _newest_about_one(database, "rewrite"):
         yield {
             "prompt": generation.messages,
@@ -70,7 +71,7 @@ def scalar_rows(database: Database) -> Iterator[Row]:
             yield _scalar_row(judgment, generation, judgment.value > "3")
     yield from bad_rows(database)
     for judgment, generation in _newest_about_one(database, "rewrite"):
-        yield _scalar_row(judgment, generation, True) | {"completion": _written(judgment)}
+        yield _scalar_row(judgment, generation, True) | {"completion": _written(judgment), "finished": True}
     for judgment, generation in _newest_about_one(database, "demonstration"):
         yield _scalar_row(judgment, generation, True)
 
@@ -238,6 +239,7 @@ def _scalar_row(judgment: Judgment, generation: Generation, label: bool) -> Row:
         "prompt": generation.messages,
         "completion": _turn(generation),
         "label": label,
+        "finished": _ended(generation),
         **_origin(judgment, generation),
     }
 
@@ -245,12 +247,13 @@ def _scalar_row(judgment: Judgment, generation: Generation, label: bool) -> Row:
 def _scored_row(judgment: Judgment, generation: Generation, score: float) -> Row:
     row = _scalar_row(judgment, generation, False)
     del row["label"]
-    return row | {"score": score, "finished": _ended(generation)}
+    return row | {"score": score}
 
 
 def _ended(generation: Generation) -> bool:
-    """Whether the answer ended by itself: one that was cut must not teach where to end."""
-    return generation.finish_reason == "stop"
+    """Whether the answer ended by itself: one that was cut, or ended at the asker's own words, must not teach where to
+    end."""
+    return generation.finish_reason == "stop" and not generation.sampling.get("stop")
 
 
 def _turn(generation: Generation) -> list[dict[str, str]]:

@@ -151,7 +151,8 @@ def _record(recorder: Recorder, said: Said) -> None:
     client, reason = Person.imported(said.rater) if said.rater else None, said.reason
     match said.kind:
         case "ranking":
-            recorder.record_ranking(ids, said.ranks, reason=reason, client=client)
+            bad = said.value == "all_bad"
+            recorder.record_ranking(ids, said.ranks, all_bad=bad, reason=reason, client=client)
         case "vote":
             a, b = ids
             recorder.record_comparison(a, b, said.value, reason=reason, client=client, blinded=said.blinded)

@@ -7,6 +7,7 @@ side unnamed, a rating says which is better: it becomes a vote beside each other
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -162,6 +163,8 @@ def _moment(value: Any, where: str) -> datetime | None:
         return None
     try:
         seconds = float(value)
+        if not math.isfinite(seconds):
+            raise ValueError("not a number of seconds")
         while seconds > 1e11:
             seconds /= 1000
         return datetime.fromtimestamp(seconds, UTC)

@@ -54,7 +54,8 @@ def said_in(value: Any, where: str) -> list[Said]:
     if isinstance(row, Ranking):
         better, ranks = list(row.completions), _dense(row.ranks)
         answers = _answers(better, names, row.finished)
-        kind = Said("ranking", row.prompt, answers, ranks=ranks, **told)
+        bad = "all_bad" if value.get("all_bad") is True else ""
+        kind = Said("ranking", row.prompt, answers, bad, ranks=ranks, **told)
     elif isinstance(row, Preference):
         better, ranks = [row.chosen, row.rejected], [1, 2]
         answers = _answers(better, names, ())

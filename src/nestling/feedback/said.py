@@ -36,7 +36,7 @@ class Said:
     """A judgment before it is written down.
 
     Attributes:
-        value: as the recorder takes it for the kind: "up", "a", "4".
+        value: as the recorder takes it for the kind: "up", "a", "4"; of a ranking "all_bad" where none is good.
         ranks: of a ranking, one an answer.
         text: of a rewrite, what the person wrote.
         rater: who said it, as the file names them; "" for nobody.

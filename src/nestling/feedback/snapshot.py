@@ -18,8 +18,8 @@ from nestling.feedback.agreement import UNKNOWN_WEIGHT, Rater, raters
 from nestling.feedback.export import Row, bad_rows, demonstration_rows, ranking_rows, score_rows, withdrawn
 from nestling.feedback.opinions import opinions
 from nestling.feedback.people import counts_as
-from nestling.storage import ChatSession, Database, DeskItem, Generation, Judgment
-from nestling.workspace import atomic
+from nestling.storage import ChatSession, Database, DeskItem, Generation, Judgment, RankedAnswer
+from nestling.workspace import Lock, atomic
 
 KINDS: dict[str, Callable[[Database], Iterator[Row]]] = {
     "rankings": ranking_rows, "scores": score_rows, "demonstrations": demonstration_rows, "labels": bad_rows,
@@ -103,13 +103,29 @@ class Snapshot:
         return _read(self.folder / "gold.jsonl")
 
 
-def take(database: Database, place: Path, rules: SnapshotRules, created: str) -> Snapshot:
+def take(
+    database: Database, place: Path, rules: SnapshotRules, created: str, anchors: Sequence[Row] = ()
+) -> Snapshot:
     """Write a snapshot of everything that counts now below ``place``; the same judgments give the same snapshot.
+
+    Args:
+        anchors: rankings that accepted versions were measured by. They stay held out, however the split falls now, and
+            nothing that is said of their answers is learnt from.
 
     Raises:
         WorkspaceError: the place cannot be written.
     """
-    sifted = _sift(database, rules)
+    with _alone(place):
+        # Before anything is read: whoever takes something back and finds no folder here has been heard already.
+        place.mkdir(parents=True, exist_ok=True)
+        place.chmod(0o700)  # they hold what people wrote
+        return _take(database, place, rules, created, anchors)
+
+
+def _take(
+    database: Database, place: Path, rules: SnapshotRules, created: str, anchors: Sequence[Row]
+) -> Snapshot:
+    sifted = _sift(database, rules, anchors)
     gold = list(gold_rows(database))
     content = {f"{part}/{kind}": rows for part, kinds in sifted.parts.items() for kind, rows in kinds.items()}
     texts = {name: _lines(rows) for name, rows in (content | {"gold": gold}).items() if rows}
@@ -118,8 +134,6 @@ def take(database: Database, place: Path, rules: SnapshotRules, created: str) ->
     name = sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
     folder = place / name
     if not folder.exists():
-        place.mkdir(parents=True, exist_ok=True)
-        place.chmod(0o700)  # they hold what people wrote
         manifest = Manifest(
             name=name, created=created, rules=rules.model_dump(mode="json"), hashes=hashes, fates=dict(sifted.fates),
             judgments={key: sorted({row["judgment"] for row in rows}) for key, rows in content.items() if rows},
@@ -142,55 +156,98 @@ class _Sifted:
     split: str
 
 
-def _sift(database: Database, rules: SnapshotRules) -> _Sifted:
+@dataclass
+class _Sifting:
+    """A row on its way: whose it is, whether it is measured by, and why it is left out, if it is."""
+
+    kind: str
+    row: Row
+    who: str
+    held: bool
+    fate: str | None
+
+
+def _sift(database: Database, rules: SnapshotRules, anchors: Sequence[Row]) -> _Sifted:
     """Every row with its fate: to learn from, to measure by, or left out for a reason."""
-    given = list(opinions(database))
-    known = {rater.person: rater for rater in raters(given)}
+    known = {rater.person: rater for rater in raters(list(opinions(database)))}
+    sifting, split = _looked_at(database, rules, known, {row["judgment"] for row in anchors})
+    measured = {key for row in anchors for key in _answers(row)}
+    for one in sifting:
+        if one.kind == "rankings" and one.held and one.fate is None:
+            measured |= _answers(one.row)
     heaviest = max((rater.weight for rater in known.values()), default=0.0) or UNKNOWN_WEIGHT
-    kinds = _kinds(database)
-    everything = [(kind, row) for kind, rows in KINDS.items() for row in rows(database)]
-    person = lambda row: _who(row, kinds)
-    hurried = _hurried([row for _, row in everything], rules.most_a_minute)
-    people = sorted({person(row) for _, row in everything if "imported" not in row})
-    held_people = sum(_share(who) < rules.held_out_share for who in people)
-    by_people = len(people) >= _ENOUGH_PEOPLE and 0 < held_people < len(people)
-    known_orders = _gold_judgments(database)
     fates: Counter[str] = Counter()
     parts: dict[str, dict[str, list[Row]]] = {
         part: {kind: [] for kind in KINDS} for part in ("train", "held_out")
     }
+    people: dict[str, set[str]] = {part: set() for part in parts}
     taken: Counter[str] = Counter()
     seen: set[str] = set()
-    for kind, row in sorted(everything, key=lambda pair: -pair[1]["judgment"]):  # the newest first
+    for one in sifting:
+        content = _digest([one.kind, one.row.get("prompt", ""), _said(one.row), one.who])
+        part, fate = "held_out" if one.held else "train", one.fate
+        if fate is None and content in seen:
+            fate = "said twice"
+        if fate is None and part == "train":
+            fate = _not_learnt(one, measured, taken[one.who], rules)
+        fates[fate or part] += 1
+        if fate is None:
+            seen.add(content)
+            taken[one.who] += part == "train"
+            people[part].add(one.who)
+            rater = known.get(one.row["session"] or "")
+            weight = (rater.weight if rater else UNKNOWN_WEIGHT) / heaviest
+            parts[part][one.kind].append(one.row | {"weight": max(round(min(weight, 1.0), 3), 0.001)})
+    for part_rows in parts.values():
+        for rows in part_rows.values():
+            rows.sort(key=lambda row: row["judgment"])
+    return _Sifted(parts, fates, {part: len(who) for part, who in people.items()}, split)
+
+
+def _looked_at(
+    database: Database, rules: SnapshotRules, known: Mapping[str, Rater], anchored: set[int]
+) -> tuple[list[_Sifting], str]:
+    """Every row, the newest first, and what the split is by."""
+    kinds = _kinds(database)
+    person = lambda row: _who(row, kinds)
+    everything = [(kind, row) for kind, rows in KINDS.items() for row in rows(database)]
+    people = sorted({person(row) for _, row in everything if "imported" not in row})
+    held_people = sum(_share(who) < rules.held_out_share for who in people)
+    by_people = len(people) >= _ENOUGH_PEOPLE and 0 < held_people < len(people)
+    hurried = _hurried([row for _, row in everything], rules.most_a_minute)
+    known_orders, sifting = _gold_judgments(database), []
+    for kind, row in sorted(everything, key=lambda pair: -pair[1]["judgment"]):
         who = person(row)
         fate = _refused(row, known.get(row["session"] or ""), rules, hurried)
         if row["judgment"] in known_orders:
             fate = "of a known order, which measures people and versions"
-        content = _digest([kind, row.get("prompt", ""), _said(row), who])
-        if fate is None and content in seen:
-            fate = "said twice"
-        imported = "imported" in row
         by = who if by_people else _digest(row.get("prompt") or row["messages"][:-1])
         # Where there are people of our own to measure by, a file must not vouch for what was learnt from it.
-        held = _share(by) < rules.held_out_share and not (imported and by_people)
-        part = "held_out" if held else "train"
-        most = rules.most_per_file if imported else rules.most_per_person
-        if fate is None and part == "train" and taken[who] >= most:
-            fate = "more than one file's share" if imported else "more than one person's share"
-        fates[fate or part] += 1
-        if fate is None:
-            seen.add(content)
-            taken[who] += part == "train"
-            rater = known.get(row["session"] or "")
-            weight = (rater.weight if rater else UNKNOWN_WEIGHT) / heaviest
-            parts[part][kind].append(row | {"weight": max(round(min(weight, 1.0), 3), 0.001)})
-    for part_rows in parts.values():
-        for rows in part_rows.values():
-            rows.sort(key=lambda row: row["judgment"])
-    counted = {
-        part: len({person(row) for rows in kinds.values() for row in rows}) for part, kinds in parts.items()
-    }
-    return _Sifted(parts, fates, counted, "people" if by_people else "prompts")
+        held = _share(by) < rules.held_out_share and not ("imported" in row and by_people)
+        sifting.append(_Sifting(kind, row, who, held or row["judgment"] in anchored, fate))
+    return sifting, "people" if by_people else "prompts"
+
+
+def _not_learnt(one: _Sifting, measured: set[str], taken: int, rules: SnapshotRules) -> str | None:
+    """Why a row that may count is not learnt from, or None.
+
+    Several people judge one item of the desk: a version that learnt from some of them would only have to remember its
+    answers to agree with the others.
+    """
+    if measured & _answers(one.row):
+        return "of answers that others are measured by"
+    imported = "imported" in one.row
+    if taken >= (rules.most_per_file if imported else rules.most_per_person):
+        return "more than one file's share" if imported else "more than one person's share"
+    return None
+
+
+def _answers(row: Row) -> set[str]:
+    """The answers that a row speaks of, each with its prompt."""
+    if "messages" in row:
+        return {_digest([row["messages"][:-1], row["messages"][-1]["content"]])}
+    answers = row["completions"] if "completions" in row else [row["completion"]]
+    return {_digest([row["prompt"], answer[0]["content"]]) for answer in answers}
 
 
 def _who(row: Row, kinds: Mapping[str | None, str]) -> str:
@@ -200,6 +257,7 @@ def _who(row: Row, kinds: Mapping[str | None, str]) -> str:
 
 
 _ENOUGH_PEOPLE = 4
+_WAIT_SECONDS = 60.0
 _ONE_SIDED_AT_LEAST = 20
 
 
@@ -207,7 +265,7 @@ def _refused(row: Row, rater: Rater | None, rules: SnapshotRules, hurried: set[i
     """Why a row is left out, or None."""
     if row["judgment"] in hurried:
         return "too fast to have been read"
-    if rater is not None and rater.first_share is not None and rater.opinions >= _ONE_SIDED_AT_LEAST:
+    if rater is not None and rater.first_share is not None and rater.sided >= _ONE_SIDED_AT_LEAST:
         side = max(rater.first_share, 1 - rater.first_share)
         if side > rules.most_one_sided:
             return "by somebody who always takes one side"
@@ -227,10 +285,16 @@ def _hurried(rows: Sequence[Row], most: int) -> set[int]:
 
 
 def _gold_judgments(database: Database) -> set[int]:
-    """Judgments of desk items whose right order is known."""
-    query = select(Judgment.id, DeskItem.gold).join(DeskItem, Judgment.desk_item_id == DeskItem.id)
+    """Judgments, of whatever kind and wherever made, of answers whose right order is known."""
     with database.read() as session:
-        return {number for number, gold in session.execute(query) if gold}
+        known = {
+            answer.generation_id for item in session.scalars(select(DeskItem)) if item.gold
+            for answer in item.answers
+        }  # fmt: skip
+        about = select(Judgment.id, Judgment.generation_id, Judgment.other_generation_id)
+        found = {number for number, *answers in session.execute(about) if not known.isdisjoint(answers)}
+        ranked = select(RankedAnswer.judgment_id, RankedAnswer.generation_id)
+        return found | {number for number, answer in session.execute(ranked) if answer in known}
 
 
 def _kinds(database: Database) -> dict[str | None, str]:
@@ -261,8 +325,24 @@ def erase_withdrawn(database: Database, place: Path) -> list[str]:
 
 
 def erase(place: Path, judgments: Iterable[int]) -> list[str]:
-    """Take judgments out of every snapshot on disk; returns the names of those that can no longer be replayed."""
-    gone, touched = set(judgments), []
+    """Take judgments out of every snapshot on disk; returns the names of those that can no longer be replayed.
+
+    Raises:
+        WorkspaceError: another process holds the snapshots for long, or one cannot be written.
+    """
+    if not place.exists():
+        return []
+    with _alone(place):
+        return _erase(place, set(judgments))
+
+
+def _alone(place: Path) -> Lock:
+    """Nobody else takes or changes snapshots below ``place`` meanwhile."""
+    return Lock(place.parent / "locks" / "snapshots.lock", "the folder of snapshots", _WAIT_SECONDS)
+
+
+def _erase(place: Path, gone: set[int]) -> list[str]:
+    touched = []
     for path in sorted(place.glob("*/manifest.json")):
         snapshot = Snapshot(path.parent)
         manifest = snapshot.manifest
@@ -281,7 +361,8 @@ def erase(place: Path, judgments: Iterable[int]) -> list[str]:
 def _read(path: Path) -> list[Row]:
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    # Not splitlines: people write line separators that JSON leaves as they are.
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
