@@ -17,11 +17,15 @@ from nestling.cli import cli
 from nestling.cli.options import settings_of
 from nestling.compute.workers import Workers
 from nestling.errors import ConfigError, DataError, WorkspaceError
-from nestling.generation.protocol import Sampling
+from nestling.generation.best_of import BestOf
+from nestling.generation.protocol import Request, Sampling
 from nestling.generation.side_by_side import SideBySide
 from nestling.model.hf_folder import load_model, save_model
+from nestling.rewards.predictor import fit_predictor
 from nestling.workflow.recipe import Recipe, load_recipe
+from nestling.workflow.stages import choosing
 from nestling.workspace import Card, Workspace
+from test_text_support import user
 from tiny import tiny_model
 
 TALK = '{"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]}\n'
@@ -96,7 +100,7 @@ def test_versions_are_listed_shown_promoted_and_rolled_back(home: Path) -> None:
     assert "v1-base" in told and "v2-sft" in told
     assert json.loads(say(home, "versions", "show", "v2-sft"))["parents"] == ["v1-base"]
     say(home, "versions", "promote", "v2-sft")
-    assert "v1-base is served again" in say(home, "versions", "roll-back")
+    assert "v1-base is served again" in say(home, "versions", "rollback")
     with pytest.raises(WorkspaceError, match="v9"):
         say(home, "versions", "promote", "v9-none")
 
@@ -224,6 +228,39 @@ def test_chat_streams_an_answer_and_ends(home: Path) -> None:
     told = say(home, "chat", "--max-tokens", "5", "--temperature", "0", text="Hello\n/new\n/quit\n")
     greeting, answer, *_ = (line.strip() for line in told.splitlines())
     assert "Nestling (v1-base)" in greeting and answer.lstrip("> "), told
+
+
+def test_chat_gives_the_answer_that_people_would_like_best(home: Path, tmp_path: Path) -> None:
+    """A version of best of n answers in a terminal as it does when it is served."""
+    shutil.copytree(home / "versions", tmp_path / "versions")
+    workspace, model = Workspace(tmp_path), tiny_model(1, context_length=2048)
+    features = torch.randn(30, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+
+    def build(folder: Path) -> None:
+        save_model(folder, model)
+        fit_predictor(features, features[:, 0].sigmoid()).save(folder)
+
+    card = Card(kind="sft", assistant="Nestling", parents=["v1-base"], licence="Apache-2.0", best_of=4)
+    version = workspace.versions.publish(build, card)
+    told = say(
+        tmp_path,
+        "chat",
+        "--version",
+        version.name,
+        "--max-tokens",
+        "12",
+        "--seed",
+        "3",
+        text="Hello\n/quit\n",
+    )
+    loaded = load_model(version.folder, torch.float32)
+    sampling = Sampling(0.7, top_p=0.95, max_tokens=12, seed=4)
+    engine = choosing(SideBySide(loaded, Workers(), max_batch=4), version, loaded)
+    assert isinstance(engine, BestOf) and engine.count == 4
+    request = Request([user("Hello")], sampling)
+    [best], [first] = engine.generate([request]), engine.engine.generate([request])
+    assert best.text.strip() and best.text != first.text  # or it would say nothing about choosing
+    assert best.text.strip() in told
 
 
 @pytest.mark.parametrize("words", [["up"], ["run", "quickstart"]], ids=" ".join)

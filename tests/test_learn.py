@@ -19,7 +19,7 @@ from nestling.errors import DataError, WorkspaceError
 from nestling.feedback import Recorder
 from nestling.feedback.people import Person
 from nestling.feedback.recorder import Winner
-from nestling.feedback.snapshot import SnapshotRules, take
+from nestling.feedback.snapshot import SnapshotRules, erase, take
 from nestling.generation.protocol import Completion, Sampling
 from nestling.model.hf_folder import save_model
 from nestling.storage import open_database
@@ -108,7 +108,21 @@ def test_what_people_prefer_is_learnt_and_served(method: str, workspace: Workspa
     assert lineage(workspace, version)[0].replayable
     learned.execute()  # nothing is left to do
     assert workspace.versions.names() == ["v1-base", version.name]
-    assert tried_judgments(workspace, "ppo") == learned.snapshot.manifest.new
+    assert tried_judgments(workspace, load_learn_recipe(None)) == learned.snapshot.manifest.new
+
+
+@pytest.mark.slow
+def test_a_second_step_in_the_same_direction_is_seen(workspace: Workspace) -> None:
+    people_like(workspace, "good", "bad", people=40, each=2)
+    learning(workspace, "dpo").execute()
+    people_like(workspace, "good", "bad", people=60, each=2)
+    second = learning(workspace, "dpo")
+    assert second.parent.name == "v2-dpo"
+    second.execute()
+    card = workspace.versions.get("v3-dpo").card
+    gains = {line["name"]: line["gain"] for line in card.metrics["exam"]["lines"]}
+    assert card.state == "accepted" and gains["evidence"] > 0.2
+    assert abs(gains[TRUSTED]) < 0.2  # since the base both have gone with people
 
 
 @pytest.mark.slow
@@ -182,8 +196,6 @@ def test_killed_in_training_it_goes_on_to_the_same_weights_and_can_be_replayed(
     said = run(workspace, "learn", "--replay", "v2-dpo")
     assert "has the same weights" in said and not (workspace.root / "replays" / "v2-dpo").exists()
     first = learned.snapshot.manifest.judgments["train/rankings"][0]
-    from nestling.feedback.snapshot import erase
-
     erase(workspace.root / "snapshots", [first])
     with pytest.raises(WorkspaceError, match="can no longer be replayed"):
         run(workspace, "learn", "--replay", "v2-dpo")
@@ -262,8 +274,43 @@ def test_ties_alone_teach_nothing(workspace: Workspace) -> None:
     with pytest.raises(DataError, match="Ties alone teach nothing"):
         tried.execute()
     assert Learn.unfinished(workspace) is None  # it is not tried again and again
-    assert tried_judgments(workspace, "dpo") == tried.snapshot.manifest.new
-    assert not tried_judgments(workspace, "kto")  # which may find something in them
+    assert tried_judgments(workspace, tried.recipe) == tried.snapshot.manifest.new
+    for other in ("method=kto", "dpo.max_tokens=123"):  # which may find something in them
+        assert not tried_judgments(workspace, load_learn_recipe(None, [*QUICK, other]))
+
+
+def thumbs(workspace: Workspace, people: int) -> list[int]:
+    """Thumbs alone: up for one word, down for another."""
+    database = open_database(workspace.database_path)
+    recorder = Recorder(database)
+    numbers = []
+    for number in range(people):
+        text = f"{('good', 'bad')[number % 2]} {WORDS[number % 10]}"
+        answer = recorder.record_generation(
+            "v1-base", prompt(f"q {number}"), Sampling(), Completion(text, "stop", 1, 1)
+        )
+        value: Any = ("up", "down")[number % 2]
+        numbers.append(recorder.record_thumb(answer, value, client=person(f"p{number}")))
+    database.close()
+    return numbers
+
+
+def test_thumbs_alone_can_be_tried_but_prove_nothing(workspace: Workspace) -> None:
+    thumbs(workspace, 60)
+    learned = learning(workspace, "best-of-n")
+    learned.execute()
+    [verdict] = verdict_of(learned)["sentences"][:1]
+    assert learned.finished and "Kept" in verdict, verdict
+
+
+def test_what_is_taken_back_while_it_is_learnt_from_is_not_published(workspace: Workspace) -> None:
+    numbers = thumbs(workspace, 60)
+    learned = learning(workspace, "kto")
+    erase(workspace.root / "snapshots", numbers[:1])
+    with pytest.raises(DataError, match="took judgments back"):
+        learned.execute()
+    assert workspace.versions.names() == ["v1-base"]
+    assert Learn.unfinished(workspace) is None and not tried_judgments(workspace, learned.recipe)
 
 
 def test_a_learning_whose_parent_is_gone_does_not_stop_the_next(workspace: Workspace) -> None:
@@ -275,7 +322,7 @@ def test_a_learning_whose_parent_is_gone_does_not_stop_the_next(workspace: Works
     [found] = Learn.all(workspace)
     assert found.folder == begun.folder  # whatever the defaults are now
     (begun.folder / "learn.json").write_text(json.dumps(kept | {"parent": "v9-gone"}))
-    assert Learn.unfinished(workspace) is None and tried_judgments(workspace, "dpo") == set()
+    assert Learn.unfinished(workspace) is None and tried_judgments(workspace, begun.recipe) == set()
 
 
 def test_of_a_ranking_the_best_are_good_and_the_worst_bad(workspace: Workspace) -> None:

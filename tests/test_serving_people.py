@@ -162,6 +162,11 @@ def test_comparisons_made_blind_are_known_as_such(server: LiveServer, database: 
             mira.post("/api/judgments", json={"kind": "vote", "left": left, "right": right, "winner": "left"})
     with database.read() as session:
         assert [judgment.blinded for judgment in session.scalars(select(Judgment))] == [False, True]
+    with visitor(server) as tom:  # who may have been told what mira was told
+        left, right = blind
+        tom.post("/api/judgments", json={"kind": "vote", "left": left, "right": right, "winner": "right"})
+    with database.read() as session:
+        assert [judgment.blinded for judgment in session.scalars(select(Judgment))] == [False, True, False]
 
 
 def test_a_version_that_people_like_less_is_rolled_back(tmp_path: Path) -> None:

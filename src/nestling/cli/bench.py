@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from nestling.bench.household import setting_words
 from nestling.bench.setting import Material, prepare
 from nestling.cli.common import choose_hardware, find_version, hardware_options, workspace_option
 from nestling.errors import BenchError, ConfigError
@@ -125,7 +127,7 @@ def race(python: Path, policy: str, reward_model: str, seeds: int, iterations: i
         for trial in found.values():
             run([trial], trials, judge, first, click.echo)
         tried.extend(found.values())
-        return max(found, key=lambda setting: found[setting].best)
+        return max(found, key=lambda setting: found[setting].last)
 
     their_best = best(TRL, trl_setting, lambda setting: start.trl(0, setting, python))
     our_best = best(OURS, our_setting, lambda setting: start.ours(0, setting))
@@ -243,11 +245,19 @@ def chat(streams: int, minutes: float, out: Path, root: str | None) -> None:
         raise BenchError(f"{failed} answers failed.", remedy="See the report.")
 
 
+def as_typed(verb: str, options: Mapping[str, Any], settings: Sequence[str]) -> str:
+    """A command by which the same can be measured again."""
+    words = [
+        word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))
+    ]
+    return shlex.join(["nestling", "bench", verb, *words, *setting_words(settings)])
+
+
 def crowd_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of what the simulated people do and how it is learnt from."""
     for option in (
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the people."),
-        click.option("--held-out", type=click.IntRange(1), default=300, show_default=True,
+        click.option("--held-out", type=click.IntRange(1), default=450, show_default=True,
                      help="Requests that satisfaction is measured on."),
         click.option("--answer-tokens", type=click.IntRange(1), default=64, show_default=True,
                      help="Longest answer that people ask for."),
@@ -293,9 +303,12 @@ def town(
     if name and not living.state["steps"]:
         workspace.versions.promote(name, "where the town begins")
     state = living.live()
-    words = f"--raters {raters} --generations {generations} --visits {visits} --method {method} --seed {seed}"
-    words += "".join(f" --set {setting}" for setting in settings)
-    page = write_town(out, choose_hardware("auto", 0), state, living.exam, f"nestling bench town {words}")
+    options = {
+        "base": base, "version": name, "raters": raters, "generations": generations, "visits": visits, "liars": liars,
+        "method": method, "seed": seed, "held-out": held_out, "answer-tokens": answer_tokens,
+    }  # fmt: skip
+    command = as_typed("town", options, settings)
+    page = write_town(out, choose_hardware("auto", 0), state, living.exam, command)
     click.echo(f"Written: {page}")
     failed = [demand for demand in demands(state, living.exam) if not demand.holds]
     for demand in failed:
@@ -322,7 +335,10 @@ def methods(name: str | None, database: Path | None, seeds: int, seed: int, held
     start, exam = find_version(workspace, name, answers=True), Exam(requests(held_out, seed))
     judgments = (database or workspace.database_path).resolve()
     before, found = measure(workspace, start, judgments, seeds, settings, exam, answer_tokens, click.echo)
-    command = f"nestling bench methods --version {start.name} --database {judgments.name} --seeds {seeds}"
-    command += "".join(f" --set {setting}" for setting in settings)
+    options = {
+        "version": start.name, "database": f"{judgments.parent.name}/{judgments.name}", "seeds": seeds, "seed": seed,
+        "held-out": held_out, "answer-tokens": answer_tokens,
+    }  # fmt: skip
+    command = as_typed("methods", options, settings)
     hardware = choose_hardware("auto", 0)
     click.echo(f"Written: {write_methods(out, hardware, start, before, found, exam, command)}")

@@ -26,7 +26,7 @@ workspace_option = click.option(
 def hardware_options(command: F) -> F:
     """--dtype and --threads."""
     command = click.option(
-        "--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 takes every core."
+        "--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 takes every physical core."
     )(command)
     return click.option(
         "--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -114,6 +115,6 @@ def status(database: str | None, root: str | None) -> None:
     table = Table("item", "question", "judged", "passed by", "Kendall's W", "gold")
     for item in Desk(_database(Workspace(root), database)).status():
         agreement = "-" if item.agreement is None else f"{item.agreement:.2f}"
-        table.add_row(str(item.item), item.question[:60], str(item.judged), str(item.skipped), agreement,
+        table.add_row(str(item.item), escape(item.question[:60]), str(item.judged), str(item.skipped), agreement,
                       "yes" if item.gold else "")  # fmt: skip
     Console().print(table)

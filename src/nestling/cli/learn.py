@@ -14,7 +14,7 @@ from nestling.errors import NestlingError
 from nestling.feedback.snapshot import Snapshot, take
 from nestling.storage import Database, open_database
 from nestling.supervisor import exit_with_parent
-from nestling.workflow.learn import Learn, LearnRecipe, load_learn_recipe
+from nestling.workflow.learn import Learn, LearnRecipe, anchors, load_learn_recipe
 from nestling.workflow.lineage import replay, tried_judgments
 from nestling.workflow.raising import stop_on_signals
 from nestling.workspace import Workspace
@@ -76,8 +76,10 @@ def learn(method: str | None, path: Path | None, settings: tuple[str, ...], watc
     recipe = load_learn_recipe(path, (*given, *settings))
     opened = open_database(database or workspace.database_path, create=False)
     while True:
+        newest = _newest(opened)
+        missing = 0  # where something was learnt, or failed, whatever has come meanwhile is looked at soon
         try:
-            told = _once(workspace, recipe, opened, console, dry_run)
+            told, missing = _once(workspace, recipe, opened, console, dry_run)
         except NestlingError as error:
             if not watch:
                 raise
@@ -86,35 +88,36 @@ def learn(method: str | None, path: Path | None, settings: tuple[str, ...], watc
         if not watch:
             return
         time.sleep(_LOOK_SECONDS)
-        while (
-            Learn.unfinished(workspace) is None and _new(workspace, opened, recipe.method) < recipe.least_new
-        ):
+        while Learn.unfinished(workspace) is None and _newest(opened) < newest + missing:
             time.sleep(_LOOK_SECONDS)
 
 
 def _once(
     workspace: Workspace, recipe: LearnRecipe, database: Database, console: Console, dry_run: bool
-) -> str:
-    """Finish what was begun, or begin with what is new; says what came of it."""
+) -> tuple[str, int]:
+    """Finish what was begun, or begin with what is new; says what came of it, and how many judgments are missing."""
     begun = Learn.unfinished(workspace)
     if begun is None:
-        snapshot = take(database, workspace.root / "snapshots", recipe.snapshot, now())
+        snapshot = take(database, workspace.root / "snapshots", recipe.snapshot, now(), anchors(workspace))
         _describe(snapshot, console)
-        fresh = len(snapshot.manifest.new - tried_judgments(workspace, recipe.method))
+        fresh = len(snapshot.manifest.new - tried_judgments(workspace, recipe))
         if dry_run or fresh < recipe.least_new:
-            return f"{fresh} new judgments; learning begins at {recipe.least_new} (least_new)."
+            return (
+                f"{fresh} new judgments; learning begins at {recipe.least_new} (least_new).",
+                recipe.least_new - fresh,
+            )
         serving = workspace.versions.serving()
         if serving is None:
-            return "There is no version to learn from yet. Run `nestling up`."
+            return "There is no version to learn from yet. Run `nestling up`.", 0
         begun = Learn(workspace, recipe, snapshot, serving)
     elif dry_run:
-        return f"{begun.name} ({begun.recipe.method}) was begun; `nestling learn` finishes it first."
+        return f"{begun.name} ({begun.recipe.method}) was begun; `nestling learn` finishes it first.", 0
     else:
         told = f"Going on with {begun.name} as it was begun (method {begun.recipe.method})."
         console.print(told, markup=False, highlight=False)
     begun.execute(console)
     verdict = [event for event in begun.events.read()[0] if event["kind"] == "verdict"][-1]
-    return " ".join(verdict["sentences"])
+    return " ".join(verdict["sentences"]), 0
 
 
 def _describe(snapshot: Snapshot, console: Console) -> None:
@@ -128,12 +131,11 @@ def _describe(snapshot: Snapshot, console: Console) -> None:
     )
 
 
-def _new(workspace: Workspace, database: Database, method: str) -> int:
-    """How many judgments have come that no learning has tried."""
+def _newest(database: Database) -> int:
+    """The number of the last judgment."""
     from sqlalchemy import func, select
 
     from nestling.storage import Judgment
 
-    newest = max(tried_judgments(workspace, method), default=0)
     with database.read() as session:
-        return session.scalar(select(func.count()).select_from(Judgment).where(Judgment.id > newest)) or 0
+        return session.scalar(select(func.max(Judgment.id))) or 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from sqlalchemy import select
 
@@ -53,7 +54,8 @@ def list_(database: str | None, root: str | None) -> None:
     for rater in raters(given):
         side = "-" if rater.first_share is None else f"{rater.first_share:.0%}"
         table.add_row(
-            rater.person, str(rater.opinions), share(rater.gold_right, rater.gold), share(rater.agreed, rater.shared),
+            escape(rater.person), str(rater.opinions),
+            share(rater.gold_right, rater.gold), share(rater.agreed, rater.shared),
             side, f"{rater.weight:.2f}",
         )  # fmt: skip
     with opened.read() as session:
@@ -61,7 +63,7 @@ def list_(database: str | None, root: str | None) -> None:
             Person.account(name).id for name in Accounts(workspace).names()
         }
     for person in sorted(others - {rater.person for rater in raters(given)}):
-        table.add_row(person, "0", "-", "-", "-", "-")  # accounts, and who asks or gives thumbs only
+        table.add_row(escape(person), "0", "-", "-", "-", "-")  # accounts, and who asks or gives thumbs only
     Console().print(table)
     alpha = krippendorff_alpha(pair_units(given), ordinal=True)
     click.echo(

@@ -114,12 +114,15 @@ def tell_estimate(recipe: Recipe, console: Console) -> None:
     metavar="NAME",
     help="Further names under which browsers reach the server.",
 )
+@click.option(
+    "--max-batch", type=click.IntRange(1), default=8, show_default=True, help="Answers generated at a time."
+)
 @click.option("--no-train", is_flag=True, help="Only serve.")
 @click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
 @click.option("--dry-run", is_flag=True, help="Say what it would take, and stop.")
 @workspace_option
-def up(asked: Asked, host: str, port: int, allowed_hosts: tuple[str, ...], no_train: bool, open_page: bool,
-       dry_run: bool, root: str | None) -> None:  # fmt: skip
+def up(asked: Asked, host: str, port: int, allowed_hosts: tuple[str, ...], max_batch: int, no_train: bool,
+       open_page: bool, dry_run: bool, root: str | None) -> None:  # fmt: skip
     """Get a base model, serve it, and raise it meanwhile.
 
     An accepted version takes over live. Stop it at any moment; the next `nestling up` goes on.
@@ -144,6 +147,7 @@ def up(asked: Asked, host: str, port: int, allowed_hosts: tuple[str, ...], no_tr
         console.print(f"Version [bold]{served.name}[/bold] is about to be served at {url}")
         place = ["--workspace", str(workspace.root)]
         serve = ["serve", *place, "--host", host, "--port", str(port)]
+        serve += ["--max-batch", str(max_batch)]
         serve += ["--dtype", recipe.hardware.dtype, "--threads", str(recipe.hardware.threads)]
         serve += [word for name in allowed_hosts for word in ("--allowed-hosts", name)]
         train = None if no_train else ["run", *asked.words, *place, "--quiet"]

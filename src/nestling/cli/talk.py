@@ -25,7 +25,7 @@ from nestling.storage import open_database
 from nestling.supervisor import exit_with_parent
 from nestling.text.messages import Message
 from nestling.workflow.progress import ProgressReader
-from nestling.workflow.stages import best_of
+from nestling.workflow.stages import best_of, choosing
 from nestling.workspace import Version, Workspace
 
 
@@ -91,7 +91,9 @@ def chat(name: str | None, system: str | None, temperature: float, top_p: float,
     """Chat in the terminal. /new begins again, /quit ends."""
     hardware, console = choose_hardware(dtype, threads), Console()
     version = find_version(Workspace(root), name, answers=True)
-    engine = Engine(load_model(version.folder, hardware.torch_dtype, hardware.device), frozen=True)
+    model = load_model(version.folder, hardware.torch_dtype, hardware.device)
+    engine = Engine(model, frozen=True)
+    answering = choosing(engine, version, model)
     console.print(f"{version.card.assistant} ({version.name}). /new begins again, /quit ends.", style="dim")
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     start: list[Message] = [{"role": "system", "content": system}] if system else []
@@ -112,11 +114,14 @@ def chat(name: str | None, system: str | None, temperature: float, top_p: float,
         sampling = Sampling(temperature, top_p=top_p, max_tokens=max(1, min(max_tokens, room)), seed=number)
         answer = ""
         try:
-            for chunk in engine.stream(Request(messages, sampling)):
+            for chunk in answering.stream(Request(messages, sampling)):
                 answer += chunk.text
                 console.print(chunk.text, end="", markup=False, highlight=False)
         except KeyboardInterrupt:
-            console.print(" ...", style="dim", end="")
+            console.print(" ...", style="dim", end="" if answer else "\n")
+            if not answer:  # the question was not asked
+                messages.pop()
+                continue
         except RequestError as error:
             console.print(f"{error} /new begins again.", style="yellow", markup=False, highlight=False)
             messages.pop()

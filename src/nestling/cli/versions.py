@@ -97,7 +97,7 @@ def promote(name: str, reason: str, force: bool, root: str | None) -> None:
     click.echo(f"{name} is now served.")
 
 
-@versions.command("roll-back")
+@versions.command("rollback")
 @click.option("--reason", default="rolled back by hand", show_default=True, help="Why; kept in the history.")
 @workspace_option
 def roll_back(reason: str, root: str | None) -> None:

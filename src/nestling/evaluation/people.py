@@ -11,6 +11,7 @@ import torch
 
 from nestling.compute.workers import Workers
 from nestling.data.packing import deal_rows
+from nestling.errors import DataError
 from nestling.evaluation.compare import PairedGain
 from nestling.evaluation.intervals import resample_difference
 from nestling.model.hf_folder import LoadedModel
@@ -35,13 +36,17 @@ class ComparedPair:
 def compared_pairs(
     rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, longest: int
 ) -> list[ComparedPair]:
-    """The pairs of ranking rows of which one answer is better; what is longer than ``longest`` tokens is left out."""
+    """The pairs of ranking rows of which one answer is better. What is longer than ``longest`` tokens, or what the
+    model's template has no form for, is left out."""
     found = []
     for row in rows:
-        prompt = tokenizer.render_prompt(row["prompt"])
+        try:
+            prompt = tokenizer.render_prompt(row["prompt"])
+        except DataError:
+            continue
         finished = row.get("finished") or [True] * len(row["ranks"])
         answers = [
-            tokenizer.encode(_text(answer)) + ([tokenizer.eos_id] if ended else [])
+            tokenizer.encode_answer(_text(answer)) + ([tokenizer.eos_id] if ended else [])
             for answer, ended in zip(row["completions"], finished, strict=True)
         ]
         for (rank_a, a), (rank_b, b) in combinations(zip(row["ranks"], answers, strict=True), 2):

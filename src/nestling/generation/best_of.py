@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from nestling.generation.protocol import Chunk, Completion, Request, Sampling, nothing
+from nestling.generation.protocol import Chunk, Completion, Generator, Request, Sampling, nothing
 from nestling.generation.sampler import derive_seed
-from nestling.generation.side_by_side import SideBySide
 
 Judge = Callable[[Sequence[int], Sequence[Sequence[int]]], list[float]]
 """How good each answer to a prompt is; all as token ids."""
@@ -30,9 +29,11 @@ def variants(sampling: Sampling, count: int) -> list[Sampling]:
 
 
 def chosen(completions: Sequence[Completion], judge: Judge) -> Completion:
-    """The best; the first unless another is better, and none that was cut where one has ended by itself."""
+    """The best; the first unless another is better. Where half of them or more ended by themselves, none that was cut;
+    where most were cut, the asker wanted short ones, and to be cut says nothing against an answer."""
     said = [c for c in completions if c.token_ids]
-    among = [c for c in said if c.finished] or said or list(completions[:1])
+    ended = [c for c in said if c.finished]
+    among = (ended if 2 * len(ended) >= len(said) else said) or list(completions[:1])
     if len(among) == 1:
         return among[0]
     merits = judge(among[0].prompt_ids, [c.token_ids for c in among])
@@ -43,7 +44,7 @@ def chosen(completions: Sequence[Completion], judge: Judge) -> Completion:
 class BestOf:
     """A ``Generator`` that answers every request ``count`` times and gives the best by ``judge``."""
 
-    engine: SideBySide
+    engine: Generator
     judge: Judge
     count: int
 

@@ -170,7 +170,12 @@ class Engine:
     ) -> list[Completion]:
         """Answer all requests, in their order; ``answered`` is called as each is."""
         tickets = [self.submit(request) for request in requests]
-        return self.drain(tickets, answered)
+        try:
+            return self.drain(tickets, answered)
+        except BaseException:  # interrupted, say: nobody waits for them any more
+            for ticket in tickets:
+                self.cancel(ticket)
+            raise
 
     def stream(self, request: Request) -> Iterator[Chunk]:
         """Answer one request piece by piece; closing the iterator cancels it."""

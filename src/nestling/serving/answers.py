@@ -145,6 +145,11 @@ class Answers:
         """Whether nobody has been told which version gave these answers."""
         return all(generation_id in self._blind for generation_id in generation_ids)
 
+    def told(self, generation_ids: Sequence[str]) -> None:
+        """From now on it is known which version gave these answers."""
+        for generation_id in generation_ids:
+            self._blind.pop(generation_id, None)
+
     def start(self, question: Question) -> Answer:
         """Begin to answer. Await ``Answer.taken`` first, then iterate."""
         answer = Answer(question)

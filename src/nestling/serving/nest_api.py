@@ -134,7 +134,10 @@ async def judge(request: Request, body: JudgmentRequest) -> dict[str, Any]:
         await state.answers.written(generation_id)
     person = person_of(request, body.user)
     blinded = state.answers.were_blind(_judged(body)) or getattr(body, "desk_item", None) is not None
-    return await asyncio.to_thread(_record, state.answers.recorder, body, person, blinded)
+    told = await asyncio.to_thread(_record, state.answers.recorder, body, person, blinded)
+    if "versions" in told:
+        state.answers.told(_judged(body))
+    return told
 
 
 def _judged(body: Judged) -> list[str]:

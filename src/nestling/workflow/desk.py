@@ -155,6 +155,7 @@ def prompts_of(path: Path) -> Iterator[Prompt]:
         raise DataError(first.what, where=f"{path}:{first.line}", remedy=first.remedy)
     for row in report.clean:
         if isinstance(row, Conversation):
-            yield row.messages[:-1]
+            last = max(at for at, turn in enumerate(row.messages) if turn["role"] == "assistant")
+            yield row.messages[:last]
         else:
             yield row.prompt

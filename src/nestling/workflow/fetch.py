@@ -173,7 +173,7 @@ def _fetch_from_hub(name: str, cache: Path) -> Base:
         import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError as error:
-        remedy = 'Install it with: pip install "nestling[hub]"'
+        remedy = "Install it with: pip install huggingface_hub"
         raise ModelError("a hub id needs the package huggingface_hub.", where=name, remedy=remedy) from error
     try:
         folder = huggingface_hub.snapshot_download(name, cache_dir=cache / "hub", allow_patterns=HUB_FILES)

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, NonNegativeInt, model_validator
 
 from nestling.config import Config, parse
-from nestling.data.curriculum import Item
+from nestling.data.curriculum import Item, content_digest
 from nestling.errors import DataError, WorkspaceError
 from nestling.evaluation.people import ComparedPair, agreement, compared_pairs, judged_gain, preferences
 from nestling.feedback.export import Row
@@ -51,6 +51,8 @@ Method = Literal["dpo", "kto", "ppo", "best-of-n"]
 HELD_OUT, TRUSTED, ACCOUNTS = "people's held-out judgments", "earlier judgments", "judgments of accounts"
 TEMPLATE_SHARE = 0.15
 """Of the prompts, kept to choose the best weights by; not people, who are kept to measure by."""
+VALIDATED = 120
+"""Pairs, or answers, that the best weights are chosen by, about and at most: they are read every few steps."""
 
 
 class LearnRecipe(Config):
@@ -132,7 +134,8 @@ class Learn(Raising):
         name: str | None = None,
     ) -> None:  # fmt: skip
         said = recipe.model_dump(mode="json", exclude_defaults=True)
-        own = f"learn-{snapshot.folder.name[:8]}-{materials.digest([said, parent.name])[:8]}"
+        decides = [said, parent.name, content_digest()]
+        own = f"learn-{snapshot.folder.name[:8]}-{materials.digest(decides)[:8]}"
         super().__init__(
             workspace, name or own
         )  # one that was begun keeps its name, whatever the defaults are now
@@ -192,6 +195,9 @@ class Learn(Raising):
 
     # Training -----------------------------------------------------------------------------------------------------
 
+    def bench(self) -> Bench:
+        return replace(super().bench(), allowed=self.refuse_erased)
+
     def train(self, bench: Bench) -> Version:
         """The new version, by the recipe's method."""
         by = {"ppo": self.by_ppo, "best-of-n": self.by_choice}
@@ -201,6 +207,7 @@ class Learn(Raising):
         """The parent's weights, and beside them what people's scores promise."""
         if done := bench.published("learn"):
             return done
+        self.refuse_erased()
         predictor = self.predictor(bench, bench.load(self.parent))
         if predictor is None:
             raise DataError(
@@ -222,7 +229,8 @@ class Learn(Raising):
         """What people's scores promise, fitted on the model's states; None where there are too few."""
         encode = lambda row: materials.answer_ids(model.tokenizer, row, row["completion"][0]["content"])
         longest = model.config.context_length
-        rows = [(row, *encode(row)) for row in self.snapshot.rows("train", "scores")]
+        taught = lessons.taught(self.snapshot, "scores", model.tokenizer)
+        rows = [(row, *encode(row)) for row in taught]
         rows = [
             (row, prompt, answer)
             for row, prompt, answer in rows
@@ -241,6 +249,7 @@ class Learn(Raising):
         """DPO from rankings, KTO from labels."""
         if done := bench.published("learn"):
             return done
+        self.refuse_erased()
         config: DPOConfig | KTOConfig = self.recipe.dpo if self.recipe.method == "dpo" else self.recipe.kto
         model = bench.load(self.parent)
         if isinstance(config, DPOConfig):
@@ -253,7 +262,8 @@ class Learn(Raising):
                 where=str(self.snapshot.folder),
                 remedy="Ties alone teach nothing: collect judgments that prefer one answer.",
             )
-        train, held = materials.split_off(items, TEMPLATE_SHARE, key=lambda item: json.dumps(item.prompt))
+        share = min(TEMPLATE_SHARE, VALIDATED / len(items))
+        train, held = materials.split_off(items, share, key=lambda item: json.dumps(item.prompt))
         if not held:  # few prompts: the newest is what the best weights are chosen by
             train, held = train[:-1], train[-1:]
         report = train_preference(
@@ -270,10 +280,13 @@ class Learn(Raising):
         """A reward model from people's rankings and the checks', then PPO against it."""
         if done := bench.published("learn"):
             return done
+        self.refuse_erased()
         recipe = self.recipe
         items = self.curriculum(recipe.rank.prompts)
         ranked = stages.rank(bench.at("rank"), self.parent, items, recipe.rank)
-        rows = [lessons.as_ranking(row) for row in self.snapshot.rows("train", "rankings")] + ranked
+        tokenizer = Tokenizer.load(self.parent.folder)
+        said = lessons.taught(self.snapshot, "rankings", tokenizer)
+        rows = [lessons.as_ranking(row) for row in said] + ranked
         scorer = stages.reward_model(
             bench.at("reward_model"), self.parent, rows, recipe.reward_model, TEMPLATE_SHARE
         )
@@ -286,19 +299,27 @@ class Learn(Raising):
                 decoder = frozen.decoder.requires_grad_(False)
                 people = PeopleScore(decoder, predictor, recipe.ppo.people_cap, workers=bench.workers)
         return stages.ppo(
-            bench.at("ppo"), self.parent, scorer, [*asked, *self.prompts()], recipe.ppo, data, recipe.seed, "learn",
-            self.lineage(), people,
+            bench.at("ppo"), self.parent, scorer, [*asked, *self.prompts(tokenizer)], recipe.ppo, data, recipe.seed,
+            "learn", self.lineage(), people,
         )  # fmt: skip
+
+    def refuse_erased(self) -> None:
+        """Nobody learns on from what was taken back meanwhile."""
+        if self.snapshot.manifest.erased:
+            raise DataError(
+                "somebody took judgments back while they were learnt from; nothing is published.",
+                where=str(self.snapshot.folder), remedy="Run `nestling learn` again: it takes a new snapshot.",
+            )  # fmt: skip
 
     def curriculum(self, counts: dict[str, int]) -> list[Item]:
         """Training prompts of the starter curriculum."""
         return materials.training_items(counts, self.recipe.seed, self.parent.card.assistant)
 
-    def prompts(self) -> Iterator[Item]:
+    def prompts(self, tokenizer: Tokenizer) -> Iterator[Item]:
         """What people asked, for PPO; no check says what is right."""
         seen: set[str] = set()
         for kind in ("rankings", "scores"):
-            for row in self.snapshot.rows("train", kind):
+            for row in lessons.taught(self.snapshot, kind, tokenizer):
                 key = json.dumps(row["prompt"], sort_keys=True)
                 if key not in seen:
                     seen.add(key)
@@ -335,53 +356,95 @@ class Learn(Raising):
         A poisoned batch must not vouch for itself: on what was trusted before it came, and on those of the held-out
         whom the owner gave accounts, nothing may be lost. Identities of an open page cost nothing.
         """
-        bench = self.bench()
-        reference = self.workspace.versions.root(self.parent)
-        tokenizer, longest = Tokenizer.load(reference.folder), read_config(reference.folder).context_length
-        rows = self.snapshot.rows("held_out", "rankings"), self.trusted_rows()
-        held, trusted = (compared_pairs(some, tokenizer, longest) for some in rows)
-        known = [at for at, pair in enumerate(held) if pair.person.startswith("account:")]
-        if self.snapshot.manifest.split == "prompts":  # few people: what is resampled is what they were asked
-            held = [replace(pair, person=f"asked {pair.prompt}") for pair in held]
-        everything = [*held, *trusted]
-        before = preferences(bench.load(reference), everything, bench.workers)
-        agreed = {
-            version.name: self.agreement_of(bench, version, everything, before)
-            for version in {v.name: v for v in (candidate, incumbent)}.values()
-        }
-        parts = {HELD_OUT: range(len(held)), TRUSTED: range(len(held), len(everything)), ACCOUNTS: known}
+        pairs, parts = self.evidence()
+        if len(parts[ACCOUNTS]) == len(parts[HELD_OUT]):
+            parts[ACCOUNTS] = []  # all of them are accounts: the evidence itself
         gains = {}
-        for part, chosen in parts.items():
-            if chosen and not (part == ACCOUNTS and len(known) == len(held)):
-                new, old = ([agreed[version.name][at] for at in chosen] for version in (candidate, incumbent))
-                gains[part] = judged_gain(new, old, [everything[at] for at in chosen])
-                self.events.append(
-                    "report", stage="gate-learned",
-                    text=f"Of {len(new)} pairs of {part} {candidate.name} agrees with people on "
-                    f"{sum(new) / len(new):.1%}, {incumbent.name} on {sum(old) / len(old):.1%}.",
-                )  # fmt: skip
+        for part, (new, old) in self.agreements(candidate, incumbent, pairs, parts).items():
+            gains[part] = judged_gain(new, old, [pairs[at] for at in parts[part]])
+            self.events.append(
+                "report", stage="gate-learned",
+                text=f"Of {len(new)} pairs of {part} {candidate.name} goes with people on {sum(new) / len(new):.1%}, "
+                f"{incumbent.name} on {sum(old) / len(old):.1%} (half: it has not moved).",
+            )  # fmt: skip
         return Judged(HELD_OUT, gains.pop(HELD_OUT, None), gains, (TRUSTED, ACCOUNTS))
 
-    @staticmethod
-    def agreement_of(
-        bench: Bench, version: Version, pairs: Sequence[ComparedPair], before: Sequence[float]
-    ) -> list[float]:
-        """How far a version agrees with people on each pair: by its likelihoods, which were ``before`` for the base; by
-        its predictions where it chooses among several answers."""
-        model, predictor = bench.load(version), Predictor.load(version.folder)
-        if predictor is None:
-            return agreement(preferences(model, pairs, bench.workers), before)
+    def evidence(self) -> tuple[list[ComparedPair], dict[str, list[int]]]:
+        """The pairs that people who were held out have compared, gold and earlier ones among them, each once; and by
+        part which of them belong to it."""
+        reference = self.workspace.versions.root(self.parent)
+        tokenizer, longest = Tokenizer.load(reference.folder), read_config(reference.folder).context_length
+        held, trusted = self.snapshot.rows("held_out", "rankings"), self.trusted_rows()
+        both = {row["judgment"] for row in held} & {row.get("judgment") for row in trusted}
+        rows = [(row, True, row["judgment"] in both) for row in held]
+        rows += [(row, False, True) for row in trusted if row.get("judgment") not in both]
+        pairs: list[ComparedPair] = []
+        parts: dict[str, list[int]] = {HELD_OUT: [], TRUSTED: [], ACCOUNTS: []}
+        for row, is_held, is_trusted in rows:
+            for pair in compared_pairs([row], tokenizer, longest):
+                belongs = {HELD_OUT: is_held, TRUSTED: is_trusted,
+                           ACCOUNTS: is_held and pair.person.startswith("account:")}  # fmt: skip
+                for part in (part for part, does in belongs.items() if does):
+                    parts[part].append(len(pairs))
+                if is_held and self.snapshot.manifest.split == "prompts":
+                    pair = replace(pair, person=f"asked {pair.prompt}")  # few people: prompts are resampled
+                pairs.append(pair)
+        return pairs, parts
+
+    def agreements(
+        self,
+        candidate: Version,
+        incumbent: Version,
+        pairs: Sequence[ComparedPair],
+        parts: dict[str, list[int]],
+    ) -> dict[str, tuple[list[float], list[float]]]:
+        """How far candidate and incumbent go with people on the pairs of each part that has any.
+
+        For the evidence a likelihood is compared with the incumbent's: with the base's, a second step in the same
+        direction would change no sign and could not be seen. What is guarded is compared with the base's, where a
+        version that leaves it alone loses nothing by chance. One that chooses among several answers is taken by what it
+        would choose, and one beside it by what it has moved since the base.
+        """
+        bench, likelihoods = self.bench(), {}
+        chooses = {v.name: Predictor.load(v.folder) for v in (candidate, incumbent)}
+
+        def likelihood(version: Version) -> list[float]:
+            if version.name not in likelihoods:
+                likelihoods[version.name] = preferences(bench.load(version), pairs, bench.workers)
+            return likelihoods[version.name]
+
+        def goes(version: Version, reference: Version) -> list[float]:
+            if predictor := chooses[version.name]:
+                return self.choices(bench.load(version), predictor, pairs)
+            return agreement(likelihood(version), likelihood(reference))
+
+        base, found = self.workspace.versions.root(self.parent), {}
+        for part, chosen in parts.items():
+            if chosen:
+                since = incumbent if part == HELD_OUT and not any(chooses.values()) else base
+                new, old = goes(candidate, since), goes(incumbent, since)
+                found[part] = [new[at] for at in chosen], [old[at] for at in chosen]
+        return found
+
+    def choices(self, model: LoadedModel, predictor: Predictor, pairs: Sequence[ComparedPair]) -> list[float]:
+        """Of each pair whether it would choose what people preferred."""
         groups = [(pair.prompt, [pair.better, pair.worse]) for pair in pairs]
-        merits = predictor.merit(answer_features(model.decoder, groups, workers=bench.workers)).view(-1, 2)
+        features = answer_features(model.decoder, groups, workers=self.bench().workers)
+        merits = predictor.merit(features).view(-1, 2)
         return agreement((merits[:, 0] - merits[:, 1]).tolist(), [0.0] * len(pairs))
 
     def trusted_rows(self) -> list[Row]:
-        """Gold, and what earlier promotions were measured by."""
-        rows = self.snapshot.gold()
-        for version in self.workspace.versions.list():
-            extra = version.card.model_extra or {}
-            name = extra.get("snapshot")
-            if name and version.card.state == "accepted" and name != self.snapshot.folder.name:
-                rows += Snapshot(self.workspace.root / "snapshots" / name).rows("held_out", "rankings")
+        """Gold, and what earlier promotions were measured by; a snapshot learns from neither."""
+        rows = self.snapshot.gold() + anchors(self.workspace, but=self.snapshot)
         once = {row.get("judgment", -1 - at): row for at, row in enumerate(rows)}
         return list(once.values())
+
+
+def anchors(workspace: Workspace, but: Snapshot | None = None) -> list[Row]:
+    """The rankings that accepted versions were measured by, but for one snapshot's."""
+    rows = []
+    for version in workspace.versions.list():
+        name = (version.card.model_extra or {}).get("snapshot")
+        if name and version.card.state == "accepted" and (but is None or name != but.folder.name):
+            rows += Snapshot(workspace.root / "snapshots" / name).rows("held_out", "rankings")
+    return rows

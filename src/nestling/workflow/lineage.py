@@ -12,7 +12,7 @@ from rich.console import Console
 from nestling.errors import WorkspaceError
 from nestling.evaluation.answers import folder_identity
 from nestling.feedback.snapshot import Snapshot
-from nestling.workflow.learn import Learn
+from nestling.workflow.learn import Learn, LearnRecipe
 from nestling.workspace import Version, Workspace
 
 
@@ -115,11 +115,12 @@ def _settings(workspace: Workspace, scratch: Workspace, run: str) -> Path:
     return folder / "learn.json"
 
 
-def tried_judgments(workspace: Workspace, method: str) -> set[int]:
-    """Judgments that a finished learning was given, whatever came of it, or that ``method`` could not learn from."""
+def tried_judgments(workspace: Workspace, recipe: LearnRecipe) -> set[int]:
+    """Judgments that a finished learning was given, whatever came of it, or that ``recipe`` could not learn from."""
     tried: set[int] = set()
     for learning in Learn.all(workspace):
-        if learning.finished or (learning.over and learning.recipe.method == method):
+        hopeless = learning.over and learning.recipe == recipe and not learning.snapshot.manifest.erased
+        if learning.finished or hopeless:
             tried |= learning.snapshot.manifest.new
     return tried
 

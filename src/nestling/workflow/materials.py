@@ -273,7 +273,7 @@ def ranked(item: Item, sampled: Sequence[Completion], config: RankConfig) -> dic
 def answer_ids(tokenizer: Tokenizer, row: Mapping[str, Any], answer: str) -> tuple[list[int], list[int]]:
     """(prompt, answer) of a judged answer as token ids; one that ended by itself, or is empty, has its end token."""
     ended = row.get("finished", True) or not answer
-    return tokenizer.render_prompt(row["prompt"]), tokenizer.encode(answer) + (
+    return tokenizer.render_prompt(row["prompt"]), tokenizer.encode_answer(answer) + (
         [tokenizer.eos_id] if ended else []
     )
 
@@ -282,7 +282,7 @@ def ranked_ids(tokenizer: Tokenizer, row: Mapping[str, Any]) -> RankedIds:
     """A ranking row as token ids; finished answers carry their end token, and so do empty ones."""
     finished = row.get("finished") or [True] * len(row["completions"])
     completions = [
-        tokenizer.encode(text) + ([tokenizer.eos_id] if done or not text else [])
+        tokenizer.encode_answer(text) + ([tokenizer.eos_id] if done or not text else [])
         for text, done in zip(row["completions"], finished, strict=True)
     ]
     return RankedIds(

@@ -27,7 +27,7 @@ from nestling.evaluation.perplexity import load_passages
 from nestling.evaluation.results import Results
 from nestling.evaluation.suite import EvaluationSplit, build_suite, own_suite
 from nestling.generation.best_of import BestOf
-from nestling.generation.protocol import Generator, Sampling
+from nestling.generation.protocol import Generator, Sampling, nothing
 from nestling.generation.side_by_side import SideBySide
 from nestling.model.hf_folder import LoadedModel, load_model, save_model
 from nestling.model.scorer import Scorer, load_scorer, save_scorer
@@ -47,7 +47,10 @@ from nestling.workspace import Card, Tick, Version, Workspace, atomic
 
 @dataclass(frozen=True)
 class Bench:
-    """Where a stage works: the workspace, what to compute with, its own folder, the run's diary."""
+    """Where a stage works: the workspace, what to compute with, its own folder, the run's diary.
+
+    ``allowed`` is asked before anything is published, and raises where it may not be any more.
+    """
 
     workspace: Workspace
     hardware: Hardware
@@ -55,6 +58,7 @@ class Bench:
     events: ReportedLog
     run: str
     checkpoint_seconds: float = 60.0
+    allowed: Callable[[], object] = nothing
 
     @classmethod
     def open(cls, workspace: Workspace, run: str, choose: Callable[[], Hardware] = detect) -> Bench:
@@ -84,10 +88,7 @@ class Bench:
 
     def answering(self, version: Version, model: LoadedModel) -> Generator:
         """What answers as the version does when it is served: with best-of-n where its card says so."""
-        engine, predictor = self.engine(model), Predictor.load(version.folder)
-        if predictor is None:
-            return engine
-        return BestOf(engine, judge_by(predictor, model.decoder, self.workers), best_of(version))
+        return choosing(self.engine(model), version, model, self.workers)
 
     def load(self, version: Version) -> LoadedModel:
         return load_model(version.folder, self.hardware.torch_dtype, self.hardware.device)
@@ -105,6 +106,7 @@ class Bench:
 
     def publish(self, stage: str, build: Callable[[Path], object], card: Card) -> Version:
         """Publish a version that knows which run and stage made it; its working files are not needed any more."""
+        self.allowed()
         marked = Card.model_validate(card.model_dump() | {"run": self.run, "stage": stage})
         version = self.workspace.versions.publish(build, marked)
         self._tidy()
@@ -147,6 +149,15 @@ def void(_: object) -> None:
 def best_of(version: Version) -> int:
     """How many answers the version gives to choose from."""
     return int((version.card.model_extra or {}).get("best_of", 1))
+
+
+def choosing(
+    engine: Generator, version: Version, model: LoadedModel, workers: Workers | None = None
+) -> Generator:
+    """``engine``, or the best of several of its answers where people's scores taught the version to choose."""
+    if (predictor := Predictor.load(version.folder)) is None:
+        return engine
+    return BestOf(engine, judge_by(predictor, model.decoder, workers), best_of(version))
 
 
 def made_by(version: Version) -> tuple[Any, Any]:
