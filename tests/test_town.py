@@ -205,10 +205,12 @@ def lived(**changes: Any) -> dict[str, Any]:
     """What a town has found in which everything holds, with ``changes`` of single steps."""
     low, high, same = [0.3] * 60, [0.7] * 60, [0.5] * 60
     learned = {"version": "v2-dpo", "accepted": True, "verdict": "Accepted.", "served": "v2-dpo"}
-    poisoned = {"version": "v4-dpo", "accepted": False, "verdict": "Kept.", "served": "v3-dpo"}
+    poisoned = {"version": "v4-dpo", "accepted": False, "verdict": "Kept.", "served": "v3-dpo",
+                "failed": ["earlier judgments"]}  # fmt: skip
     steps: dict[str, Any] = {
         "measure-0": {"version": "v1-base", "values": low}, "measure-1": {"version": "v2-dpo", "values": same},
         "measure-2": {"version": "v3-dpo", "values": high}, "learn-1": learned,
+        "votes-1": {"version": "v1-base"}, "votes-2": {"version": "v2-dpo"},
         "learn-2": learned | {"version": "v3-dpo"}, "without-adversaries": {"values": same, "silent": same},
         "learn-poison": poisoned, "measure-poison": {"values": low, "served": high},
         "before-dud": {"version": "v3-dpo"},
@@ -234,6 +236,7 @@ def lived(**changes: Any) -> dict[str, Any]:
         (1, {"learn_1": {"accepted": False}, "learn_2": {"accepted": False}}),
         (2, {"without_adversaries": {"silent": [0.75] * 60}}),
         (3, {"learn_poison": {"accepted": True, "served": "v4-dpo"}}),
+        (3, {"learn_poison": {"failed": ["arithmetic"]}, "measure_poison": {"values": [0.7] * 60}}),
         (4, {"dud": {"served": "dud"}}),
         (5, {"check": {"lost": [7]}}),
         (6, {"replay_2": {"same": False}}),
@@ -242,6 +245,22 @@ def lived(**changes: Any) -> dict[str, Any]:
 def test_what_does_not_hold_is_said(line: int, changes: dict[str, Any]) -> None:
     before, after = demands(lived(), EXAM), demands(lived(**changes), EXAM)
     assert before[line].holds and not after[line].holds
+
+
+def test_a_version_that_people_rolled_back_is_named_and_the_next_is_held_against_what_they_had() -> None:
+    """v2 is accepted and rolled back; what the second generation learnt began at v1 again."""
+    found = demands(lived(votes_2={"version": "v1-base"}), EXAM)[1].found
+    assert "rolled back by people afterwards: v2-dpo" in found and "2: +40.0 points" in found
+    assert "2: +20.0 points" in demands(lived(), EXAM)[1].found
+
+
+def test_time_counts_that_a_killed_call_had_spent(tmp_path: Path) -> None:
+    plan = Plan("base", raters=10)
+    (tmp_path / "town").mkdir()
+    (tmp_path / "town" / "beat.json").write_text('{"votes-1": 40.0}')
+    town = Town(Workspace(tmp_path), plan, print)
+    town._step("votes-1", lambda: {"version": "v1-base"})
+    assert town.state["seconds"]["votes-1"] >= 40 and not (tmp_path / "town" / "beat.json").exists()
 
 
 def test_the_page_says_what_was_found(tmp_path: Path) -> None:

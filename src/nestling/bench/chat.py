@@ -121,13 +121,28 @@ def talk(url: str, streams: int, seconds: float, server: psutil.Process) -> Talk
 
 
 @contextmanager
-def serving(workspace: Workspace, log: Path) -> Iterator[tuple[str, psutil.Process]]:
+def serving(
+    workspace: Workspace, log: Path, words: Sequence[str] = ()
+) -> Iterator[tuple[str, psutil.Process]]:
     """A server of the workspace in a process of its own: its address and the process.
+
+    Args:
+        words: further options of ``nestling serve``.
 
     Raises:
         BenchError: it did not start.
     """
-    command = [sys.executable, "-m", "nestling", "serve", "--port", "0", "--workspace", str(workspace.root)]
+    command = [
+        sys.executable,
+        "-m",
+        "nestling",
+        "serve",
+        "--port",
+        "0",
+        "--workspace",
+        str(workspace.root),
+        *words,
+    ]
     environment = {name: value for name, value in os.environ.items() if name != "NESTLING_TOKEN"}
     with (
         log.open("ab") as errors,

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,11 +27,12 @@ from nestling.bench.satisfaction import (
 )
 from nestling.bench.town import lost, remembered, townspeople
 from nestling.bench.visits import GROUP, Crowd, Door, at_once
+from nestling.data import curriculum
 from nestling.errors import BenchError
 from nestling.feedback.people import Accounts, Person
 from nestling.feedback.recorder import Recorder
 from nestling.storage import open_database
-from nestling.workspace import Card, Version, Workspace, atomic
+from nestling.workspace import Card, EventLog, Version, Workspace, atomic
 
 KILLS: dict[int, list[str]] = {
     2: ["server", "trainer"],
@@ -38,7 +41,8 @@ KILLS: dict[int, list[str]] = {
 }
 """What is killed in which generation: server and supervisor while people vote, the trainer while it learns."""
 _WATCH_SECONDS = 120.0
-_FIRST_SECONDS = 10.0  # after which a learning is killed at most where none has shown how long one takes
+_BEAT_SECONDS = 20.0
+_OTHER_WEIGHTS = "has other weights"  # as `learn --replay` says it
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Plan:
     method: str = "dpo"
     settings: Sequence[str] = ()
     each: int = 2
-    held_out: int = 300
+    held_out: int = 450
     answer_tokens: int = 64
     liars: int = 200
     threads: int = 12
@@ -87,6 +91,9 @@ class Town:
         self.state: dict[str, Any] = {"plan": plan, "steps": {}, "seconds": {}, "before": {}, "kills": []}
         if self._path.exists():
             self.state = json.loads(self._path.read_text("utf-8"))
+        self._beat = self.folder / "beat.json"
+        if self._beat.exists():  # what a call that was killed had spent
+            self.state["seconds"] |= json.loads(self._beat.read_text("utf-8"))
         if self.state["plan"] != plan:
             raise BenchError(
                 "a town with other settings has begun here.", where=str(self._path),
@@ -105,7 +112,8 @@ class Town:
         if "check" in self.state["steps"]:
             return self.state
         try:
-            self.home.start()
+            with self._timed("starting"):
+                self.home.start()
             self.crowd = self._crowd()
             self._step("measure-0", self._measure)
             for generation in range(1, self.plan.generations + 1):
@@ -136,12 +144,8 @@ class Town:
         """What a step found, now or in an earlier call."""
         steps, seconds = self.state["steps"], self.state["seconds"]
         if name not in steps:
-            began, before = time.monotonic(), seconds.get(name, 0.0)
-            try:
+            with self._timed(name):
                 steps[name] = act()
-            finally:  # what an interrupted attempt took counts too
-                seconds[name] = round(before + time.monotonic() - began, 1)
-                self._save()
             short = {
                 key: value
                 for key, value in steps[name].items()
@@ -150,6 +154,28 @@ class Town:
             self.told(f"{name}: {short} ({seconds[name] / 60:.1f} minutes)")
         found: dict[str, Any] = steps[name]
         return found
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Count the time, also of an attempt that is interrupted or killed."""
+        began, seconds, over = time.monotonic(), self.state["seconds"], threading.Event()
+        before = seconds.get(name, 0.0)
+        spent = lambda: round(before + time.monotonic() - began, 1)
+
+        def beat() -> None:
+            while not over.wait(_BEAT_SECONDS):
+                atomic.write_json(self._beat, {name: spent()})
+
+        heart = threading.Thread(target=beat, daemon=True)
+        heart.start()
+        try:
+            yield
+        finally:
+            over.set()
+            heart.join()
+            seconds[name] = spent()
+            self._save()
+            self._beat.unlink(missing_ok=True)
 
     def _save(self) -> None:
         atomic.write_json(self._path, self.state)
@@ -190,34 +216,52 @@ class Town:
 
     # Learning -----------------------------------------------------------------------------------------------------
 
-    def _learn_words(self) -> list[str]:
-        return ["learn", "--method", self.plan.method, *setting_words(self.plan.settings)]
+    def _learn_words(self, *more: str) -> list[str]:
+        return ["learn", "--method", self.plan.method, *setting_words([*self.plan.settings, *more])]
 
     def _learn(self, number: int, kill: bool, name: str = "") -> dict[str, Any]:
-        """A learning to its end, killed once on the way if asked for: at a random share of what the first took."""
+        """A learning to its end, killed once on the way if asked for: at a random step of its training."""
         step = name or f"learn-{number}"
         versions = self.workspace.versions
         before = self.state["before"].setdefault(step, versions.names())
         self._save()
         words, log = self._learn_words(), f"{step}.log"
         if kill and not any(k["step"] == step for k in self.state["kills"]):
-            usual = self.state["seconds"].get("learn-1") or _FIRST_SECONDS
-            moment = random.Random(f"{self.plan.seed}/{step}").uniform(0.05, 0.5) * usual
-            if self.home.run(words, log, kill_after=moment) == -9:
-                self._killed("trainer", step, f"after {moment:.0f} s")
+            share = random.Random(f"{self.plan.seed}/{step}").uniform(0.2, 0.8)
+            there = sorted(path.name for path in self.workspace.runs.glob("learn-*"))
+            begun = self.state["before"].setdefault(f"{step}, runs", there)
+            self._save()
+            when = lambda: self._trained(begun, share)
+            if self.home.run(words, log, kill_when=lambda: bool(when())) == -9:
+                self._killed("trainer", step, f"in step {when()} of its training")
         self.home.must(words, log)
         made = learned_version(self.workspace, before)
         served = self.home.wait_for_serving()
         return {
             "version": made.name, "accepted": made.card.state == "accepted", "verdict": made.card.verdict,
             "served": served, "snapshot": (made.card.model_extra or {})["snapshot"],
+            "failed": [line["name"] for line in made.card.metrics["exam"]["lines"] if line["passed"] is False],
         }  # fmt: skip
+
+    def _trained(self, before: Collection[str], share: float) -> str:
+        """The step, "3 of 40" say, that a learning which was not there ``before`` has come to, from ``share`` of them
+        on."""
+        for path in self.workspace.runs.glob("learn-*/events.jsonl"):
+            if path.parent.name not in before:
+                for event in reversed(EventLog(path).read()[0]):
+                    if event["kind"] == "step" and event["step"] >= share * event["total"]:
+                        return f"{event['step']} of {event['total']}"
+        return ""
 
     def _measure(self) -> dict[str, Any]:
         return {"version": self.home.wait_for_serving(), "values": self.exam(self.door)}
 
     def _replay(self, version: str) -> dict[str, Any]:
-        code = self.home.run(["learn", "--replay", version], f"replay-{version}.log")
+        log = self.folder / f"replay-{version}.log"
+        log.unlink(missing_ok=True)
+        code = self.home.run(["learn", "--replay", version], log.name)
+        if code and _OTHER_WEIGHTS not in log.read_text("utf-8", errors="replace"):
+            raise BenchError(f"the replay of {version} ended with {code}.", where=str(log))
         return {"version": version, "same": code == 0}
 
     def _without_adversaries(self, learned: str) -> dict[str, Any]:
@@ -236,17 +280,22 @@ class Town:
             copied.rename(silent.database_path)
         before = self.state["before"].setdefault("without-adversaries", silent.versions.names())
         self._save()
-        self.home.must(self._learn_words(), "without-adversaries.log", silent)
+        nothing = json.dumps(
+            dict.fromkeys(curriculum.load().behaviours, 1)
+        )  # nobody reads this gate's verdict
+        self.home.must(self._learn_words(f"evaluation.sizes={nothing}"), "without-adversaries.log", silent)
         twin = learned_version(silent, before)
         real = apart(
             self.workspace, self.folder / "with-adversaries",
             [*line, self.workspace.versions.get(learned)], first.name,
         )  # fmt: skip
-        log, tokens = self.folder / "apart.log", self.plan.answer_tokens
         return {
-            "version": learned, "values": served_apart(real, learned, self.exam, tokens, log),
-            "silent": served_apart(silent, twin.name, self.exam, tokens, log),
+            "version": learned, "values": self._apart(real, learned), "silent": self._apart(silent, twin.name),
         }  # fmt: skip
+
+    def _apart(self, scratch: Workspace, name: str) -> list[float]:
+        log, settings = self.folder / "apart.log", self.plan.settings
+        return served_apart(scratch, name, self.exam, self.plan.answer_tokens, log, settings)
 
     # What must not succeed ------------------------------------------------------------------------------------------
 
@@ -269,23 +318,26 @@ class Town:
         poisoned = self.workspace.versions.get(name)
         line = line_of(self.workspace, poisoned)
         scratch = apart(self.workspace, self.folder / "poisoned", line, name)
-        values = served_apart(scratch, name, self.exam, self.plan.answer_tokens, self.folder / "apart.log")
-        return {"version": name, "values": values, "served": self._measure()["values"]}
+        return {"version": name, "values": self._apart(scratch, name), "served": self._measure()["values"]}
 
     def _dud(self) -> None:
-        """The version of the beginning comes back under another name, promoted by force."""
-        versions = self.workspace.versions
-        first = versions.get(self.state["steps"]["measure-0"]["version"])
-        name = f"dud-of-{first.name}"
-        if "before-dud" not in self.state["steps"]:
+        """What people liked least comes back under another name, promoted by force: the version of the beginning, or
+        what the liars made."""
+        versions, steps = self.workspace.versions, self.state["steps"]
+        if "before-dud" not in steps:
             self._step("before-dud", lambda: {"version": self.home.wait_for_serving()})
-        served = self.state["steps"]["before-dud"]["version"]
+        served = steps["before-dud"]["version"]
+        known = [steps[name] for name in ("measure-0", "measure-poison") if name in steps]
+        known = [step for step in known if step["version"] != served] or known
+        worst = min(known, key=lambda step: sum(step["values"]))
+        first = versions.get(worst["version"])
+        name = f"dud-of-{first.name}"
         if not versions.exists(name):
             card = Card(
                 kind="dud", assistant=first.card.assistant, parents=[served], licence=first.card.licence
             )
             versions.publish(lambda folder: _copy(first, folder), card, name)
-        self._step("dud", lambda: self._until_rolled_back(name))
+        self._step("dud", lambda: self._until_rolled_back(name) | {"values": worst["values"]})
 
     def _until_rolled_back(self, name: str) -> dict[str, Any]:
         versions = self.workspace.versions

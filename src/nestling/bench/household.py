@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,10 @@ import psutil
 from nestling.errors import BenchError
 from nestling.workspace import Workspace, atomic
 
-_START_SECONDS = 180.0
+_START_SECONDS = 600.0  # the base may have to be fetched first
+_POLL_SECONDS = 0.2
+STREAMS = 24
+"""Answers that the server computes at a time: two to each of a dozen people."""
 
 
 @dataclass
@@ -51,7 +54,7 @@ class Household:
         """Start supervisor and server, on a port that is free now, and wait for the served version."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        words = ["up", "--no-train", "--base", self.base, "--port", str(port)]
+        words = ["up", "--no-train", "--base", self.base, "--port", str(port), "--max-batch", str(STREAMS)]
         self._supervisor = self._spawn([*words, *setting_words(self.settings)], "supervisor.log")
         self.url = f"http://127.0.0.1:{port}"
         self.wait_for_serving()
@@ -106,17 +109,20 @@ class Household:
     # Everything else ----------------------------------------------------------------------------------------------
 
     def run(
-        self, words: Sequence[str], log: str, kill_after: float | None = None, place: Workspace | None = None
-    ) -> int:
-        """A ``nestling`` command to its end, or until it is killed after so many seconds; returns its exit code.
+        self, words: Sequence[str], log: str, kill_when: Callable[[], bool] | None = None,
+        place: Workspace | None = None,
+    ) -> int:  # fmt: skip
+        """A ``nestling`` command to its end, or until ``kill_when`` says that it is killed; returns its exit code.
 
         ``place``: another workspace than the town's.
         """
         process = self._spawn(words, log, place)
         try:
-            return process.wait(kill_after)
-        except subprocess.TimeoutExpired:
-            process.kill()
+            while kill_when is not None and process.poll() is None:
+                if kill_when():
+                    process.kill()
+                    break
+                time.sleep(_POLL_SECONDS)
             return process.wait()
         except BaseException:  # Ctrl-C too: it must not go on alone
             process.terminate()

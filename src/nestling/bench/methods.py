@@ -46,7 +46,7 @@ def one(
     found = {
         "version": made.name, "accepted": made.card.state == "accepted", "verdict": made.card.verdict,
         "agreement": evidence["gain"], "least": evidence["bound"], "minutes": round(minutes, 1),
-        "values": served_apart(place, made.name, exam, answer_tokens, folder / "logs" / "server.log"),
+        "values": served_apart(place, made.name, exam, answer_tokens, folder / "logs" / "server.log", settings),
     }  # fmt: skip
     atomic.write_json(kept, found)
     return found
@@ -61,7 +61,7 @@ def measure(
     kept = folder / "found.json"
     if not kept.exists():
         place = apart(workspace, folder, line_of(workspace, start), start.name)
-        values = served_apart(place, start.name, exam, answer_tokens, folder / "server.log")
+        values = served_apart(place, start.name, exam, answer_tokens, folder / "server.log", settings)
         atomic.write_json(kept, values)
     before: list[float] = json.loads(kept.read_text("utf-8"))
     found: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}

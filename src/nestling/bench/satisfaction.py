@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nestling.bench.chat import serving
+from nestling.bench.household import STREAMS
 from nestling.bench.town import contentment
 from nestling.bench.visits import Door, at_once
 from nestling.data import curriculum
@@ -27,8 +28,9 @@ def asked(count: int, seed: int) -> list[str]:
 
 
 def held_out(count: int, seed: int) -> list[Item]:
-    """Requests of other wordings and about other things, which nobody in the town asks."""
-    return curriculum.items("gate", seed, [BEHAVIOUR], count)
+    """Requests of other wordings and about other things, which nobody in the town asks; and others than the gate's own,
+    by which versions are accepted."""
+    return curriculum.items("test", seed, [BEHAVIOUR], count)
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,18 @@ def copy_database(workspace: Workspace, path: Path) -> None:
     shutil.move(partial, path)
 
 
-def served_apart(scratch: Workspace, name: str, exam: Exam, answer_tokens: int, log: Path) -> list[float]:
-    """The exam of a version that is served by a server of its own, whatever the gate has said of it."""
+def served_apart(
+    scratch: Workspace, name: str, exam: Exam, answer_tokens: int, log: Path, settings: Sequence[str]
+) -> list[float]:
+    """The exam of a version that is served by a server of its own, whatever the gate has said of it.
+
+    ``settings`` of ``hardware`` hold for the server as for a learning.
+    """
     scratch.versions.promote(name, "to be asked", force=True)
-    with serving(scratch, log) as (url, _):
+    words = ["--max-batch", str(STREAMS)]
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key in ("hardware.dtype", "hardware.threads"):
+            words += [f"--{key.removeprefix('hardware.')}", value]
+    with serving(scratch, log, words) as (url, _):
         return exam(Door(lambda: url, answer_tokens))

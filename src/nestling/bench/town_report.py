@@ -15,6 +15,7 @@ from nestling.bench.town import ADVERSARIES, DOUBT, ENOUGH
 from nestling.compute.device import Hardware
 from nestling.evaluation.intervals import Resampled
 from nestling.evaluation.plots import as_svg, plain
+from nestling.workflow.learn import ACCOUNTS, TRUSTED
 from nestling.workspace import atomic
 
 BOUND = 0.10
@@ -22,7 +23,8 @@ BOUND = 0.10
 MOST_MINUTES = 240
 PHASES = {
     "votes": "people talk and judge", "learn": "learning and the gate", "measure": "measuring satisfaction",
-    "replay": "replays of killed learnings", "without": "the learning without adversaries", "dud": "the dud",
+    "replay": "replays of killed learnings", "starting": "starting the server",
+    "without": "the learning without adversaries", "dud": "the dud",
 }  # fmt: skip
 
 
@@ -48,7 +50,8 @@ def demands(state: Mapping[str, Any], exam: Exam) -> list[Demand]:
     values = [steps[f"measure-{number}"]["values"] for number in range(last + 1)]
     whole = exam.gain(values[last], values[0])
     promoted = [n for n in range(1, last + 1) if steps[f"learn-{n}"]["accepted"]]
-    changes = {n: exam.gain(values[n], values[n - 1]) for n in promoted}
+    by_version = {steps[f"measure-{n}"]["version"]: values[n] for n in range(last + 1)}
+    changes = {n: exam.gain(values[n], by_version[_taught(steps, n)]) for n in promoted}
     fallen = [n for n, change in changes.items() if change.interval()[1] < 0]
     minutes = sum(state["seconds"].values()) / 60
     told = "; ".join(f"{n}: {points(change)}" for n, change in changes.items()) or "none was promoted"
@@ -59,7 +62,7 @@ def demands(state: Mapping[str, Any], exam: Exam) -> list[Demand]:
         ),
         Demand(
             "It falls significantly in none that was promoted.", bool(promoted) and not fallen,
-            f"{len(promoted)} of {last} were promoted; change by generation {told}",
+            f"{len(promoted)} of {last} were promoted; change by generation {told}{_taken_back(steps, promoted)}",
         ),
         _adversaries(steps["without-adversaries"], exam),
         _poison(steps, exam),
@@ -71,23 +74,41 @@ def demands(state: Mapping[str, Any], exam: Exam) -> list[Demand]:
     ]  # fmt: skip
 
 
+def _taught(steps: Mapping[str, Any], number: int) -> str:
+    """The version that people talked to before a generation learnt from them."""
+    return str(steps[f"votes-{number}"]["version"])
+
+
+def _taken_back(steps: Mapping[str, Any], promoted: Sequence[int]) -> str:
+    """Which versions people rolled back while they judged the next time."""
+    gone = [
+        steps[f"learn-{n}"]["version"] for n in promoted
+        if f"votes-{n + 1}" in steps and _taught(steps, n + 1) != steps[f"learn-{n}"]["version"]
+    ]  # fmt: skip
+    return f"; rolled back by people afterwards: {', '.join(gone)}" if gone else ""
+
+
 def _adversaries(found: Mapping[str, Any], exam: Exam) -> Demand:
     moved = exam.gain(found["values"], found["silent"])
     return Demand(
         f"The adversaries move it by less than {100 * BOUND:g} points.",
         max(map(abs, moved.interval())) < BOUND,
-        f"the first generation's version with their judgments against the one without: {points(moved)}",
+        f"the first generation's version with their judgments against the one without: {points(moved)}. Chance of "
+        "training counts as theirs",
     )
 
 
 def _poison(steps: Mapping[str, Any], exam: Exam) -> Demand:
     learned, asked = steps["learn-poison"], steps["measure-poison"]
     would = exam.gain(asked["values"], asked["served"])
+    people = [name for name in learned["failed"] if name in ("evidence", TRUSTED, ACCOUNTS)]
+    harmful = would.interval()[1] < 0
     return Demand(
         "A poisoned snapshot is refused by the gate.",
-        not learned["accepted"] and learned["served"] != learned["version"],
+        # Refused for what is no business of people's, a harmless version would show nothing.
+        not learned["accepted"] and learned["served"] != learned["version"] and (bool(people) or harmful),
         f'{learned["version"]}: "{learned["verdict"]}" {learned["served"]} stayed; the other would have changed '
-        f"satisfaction by {points(would)}",
+        f"satisfaction by {points(would)}. What people's judgments said against it: {', '.join(people) or 'nothing'}",
     )
 
 

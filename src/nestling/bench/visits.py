@@ -204,11 +204,15 @@ class Crowd:
 
     def _poison(self, group: int, mind: Rater) -> None:
         drawn, door = mind.draws("poison"), self.door
-        people = [door.call("POST", "/api/identity", {}) for _ in range(GROUP)]
+        diary = Diary(self.diaries / "poison" / f"{group}.jsonl")
+        met = [entry for entry in diary.read()[0] if entry["kind"] == "identities"]
+        people = met[0]["people"] if met else [door.call("POST", "/api/identity", {}) for _ in range(GROUP)]
+        if not met:  # the same people go on where they were stopped
+            diary.append("identities", people=people, occasion=f"poison/{group}")
         headers = [{"X-Nestling-Identity": person["identity"]} for person in people]
         for header in headers:
             pair = door.compare(drawn.choice(self.questions), header, drawn.getrandbits(31))
             worse = "left" if utility(pair[0][1]) < utility(pair[1][1]) else "right"
             for person, own in zip(people, headers, strict=True):
                 self._say(person["id"], own, f"poison/{group}", "vote", worse, [pair[0][0], pair[1][0]])
-        Diary(self.diaries / "poison" / f"{group}.jsonl").append("group", occasion=f"poison/{group}/done")
+        diary.append("group", occasion=f"poison/{group}/done")
