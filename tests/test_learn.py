@@ -112,7 +112,9 @@ def test_what_people_prefer_is_learnt_and_served(method: str, workspace: Workspa
 
 
 @pytest.mark.slow
-def test_a_second_step_in_the_same_direction_is_seen(workspace: Workspace) -> None:
+def test_a_second_step_in_the_same_direction_is_seen_and_a_poisoned_step_back_too(
+    workspace: Workspace,
+) -> None:
     people_like(workspace, "good", "bad", people=40, each=2)
     learning(workspace, "dpo").execute()
     people_like(workspace, "good", "bad", people=60, each=2)
@@ -123,6 +125,14 @@ def test_a_second_step_in_the_same_direction_is_seen(workspace: Workspace) -> No
     gains = {line["name"]: line["gain"] for line in card.metrics["exam"]["lines"]}
     assert card.state == "accepted" and gains["evidence"] > 0.2
     assert abs(gains[TRUSTED]) < 0.2  # since the base both have gone with people
+    people_like(workspace, "bad", "good", people=200, each=2)  # liars enough to vouch for each other
+    margins = "gate.margins={retention: 0.9, perplexity: 9, earlier judgments: 0.05}"
+    third = learning(workspace, "dpo", "dpo.max_tokens=4000", margins)
+    third.execute()
+    lines = {line["name"]: line for line in workspace.versions.get("v4-dpo").card.metrics["exam"]["lines"]}
+    assert lines["evidence"]["passed"] and lines[TRUSTED]["passed"] is False, lines[TRUSTED]
+    serving = workspace.versions.serving()
+    assert serving is not None and serving.name == "v3-dpo"
 
 
 @pytest.mark.slow

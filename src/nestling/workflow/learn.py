@@ -17,6 +17,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 from nestling.config import Config, parse
 from nestling.data.curriculum import Item, content_digest
 from nestling.errors import DataError, WorkspaceError
+from nestling.evaluation.compare import PairedGain
 from nestling.evaluation.people import ComparedPair, agreement, compared_pairs, judged_gain, preferences
 from nestling.feedback.export import Row
 from nestling.feedback.snapshot import Snapshot, SnapshotRules
@@ -359,14 +360,16 @@ class Learn(Raising):
         pairs, parts = self.evidence()
         if len(parts[ACCOUNTS]) == len(parts[HELD_OUT]):
             parts[ACCOUNTS] = []  # all of them are accounts: the evidence itself
-        gains = {}
-        for part, (new, old) in self.agreements(candidate, incumbent, pairs, parts).items():
-            gains[part] = judged_gain(new, old, [pairs[at] for at in parts[part]])
+        gains: dict[str, PairedGain] = {}
+        for part, since, new, old in self.agreements(candidate, incumbent, pairs, parts):
+            gain = judged_gain(new, old, [pairs[at] for at in parts[part]])
             self.events.append(
                 "report", stage="gate-learned",
                 text=f"Of {len(new)} pairs of {part} {candidate.name} goes with people on {sum(new) / len(new):.1%}, "
-                f"{incumbent.name} on {sum(old) / len(old):.1%} (half: it has not moved).",
+                f"{incumbent.name} on {sum(old) / len(old):.1%}, by what has moved since {since}.",
             )  # fmt: skip
+            if part not in gains or gain.gain.upper(self.gate.confidence) < 0:
+                gains[part] = gain
         return Judged(HELD_OUT, gains.pop(HELD_OUT, None), gains, (TRUSTED, ACCOUNTS))
 
     def evidence(self) -> tuple[list[ComparedPair], dict[str, list[int]]]:
@@ -397,15 +400,17 @@ class Learn(Raising):
         incumbent: Version,
         pairs: Sequence[ComparedPair],
         parts: dict[str, list[int]],
-    ) -> dict[str, tuple[list[float], list[float]]]:
-        """How far candidate and incumbent go with people on the pairs of each part that has any.
+    ) -> Iterator[tuple[str, str, list[float], list[float]]]:
+        """How far candidate and incumbent go with people on the pairs of each part that has any, and since when.
 
         For the evidence a likelihood is compared with the incumbent's: with the base's, a second step in the same
-        direction would change no sign and could not be seen. What is guarded is compared with the base's, where a
-        version that leaves it alone loses nothing by chance. One that chooses among several answers is taken by what it
-        would choose, and one beside it by what it has moved since the base.
+        direction would change no sign and could not be seen. What is guarded is compared with the base's first, where
+        a version that leaves it alone loses nothing by chance; then with the incumbent's, as a step back need not come
+        behind the base. One that chooses among several answers is taken by what it would choose, and one beside it by
+        what it has moved since the base.
         """
-        bench, likelihoods = self.bench(), {}
+        bench = self.bench()
+        likelihoods: dict[str, list[float]] = {}
         chooses = {v.name: Predictor.load(v.folder) for v in (candidate, incumbent)}
 
         def likelihood(version: Version) -> list[float]:
@@ -418,13 +423,14 @@ class Learn(Raising):
                 return self.choices(bench.load(version), predictor, pairs)
             return agreement(likelihood(version), likelihood(reference))
 
-        base, found = self.workspace.versions.root(self.parent), {}
+        base = self.workspace.versions.root(self.parent)
         for part, chosen in parts.items():
-            if chosen:
-                since = incumbent if part == HELD_OUT and not any(chooses.values()) else base
-                new, old = goes(candidate, since), goes(incumbent, since)
-                found[part] = [new[at] for at in chosen], [old[at] for at in chosen]
-        return found
+            since = [incumbent] if part == HELD_OUT else [base, incumbent]
+            if any(chooses.values()) or base == incumbent:
+                since = [base]
+            for version in since if chosen else ():
+                new, old = goes(candidate, version), goes(incumbent, version)
+                yield part, version.name, [new[at] for at in chosen], [old[at] for at in chosen]
 
     def choices(self, model: LoadedModel, predictor: Predictor, pairs: Sequence[ComparedPair]) -> list[float]:
         """Of each pair whether it would choose what people preferred."""
