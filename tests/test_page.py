@@ -386,7 +386,9 @@ def test_what_was_learnt_from_people_and_what_was_rolled_back_is_told(
         expect(page.locator(".note")).to_have_text(note)
         page.reload()
         page.locator("#versions").click()
-        newest, rolled_back, first = page.locator("#versions-list li").all()
+        listed = page.locator("#versions-list li")
+        expect(listed).to_have_count(3)  # they come a moment later
+        newest, rolled_back, first = listed.all()
         expect(newest.locator("p").last).to_contain_text(kept)
         rolled_back.locator("summary").click()
         expect(rolled_back.locator("p")).to_contain_text([*told, f"{ROLLED_BACK} people said so."])
