@@ -11,7 +11,7 @@ from rich.console import Console
 from nestling.errors import ConfigError, DataError
 from nestling.evaluation.detectors import DetectorQuality
 from nestling.workflow.gate import GateRule, decide
-from nestling.workflow.learn import load_learn_recipe
+from nestling.workflow.learn_recipe import load_learn_recipe
 from nestling.workflow.recipe import load_recipe
 from test_evaluation_support import make_results, share
 

@@ -24,7 +24,8 @@ from nestling.generation.protocol import Completion, Sampling
 from nestling.model.hf_folder import save_model
 from nestling.storage import open_database
 from nestling.workflow import lessons
-from nestling.workflow.learn import ACCOUNTS, TRUSTED, Learn, LearnRecipe, load_learn_recipe
+from nestling.workflow.learn import Learn
+from nestling.workflow.learn_recipe import ACCOUNTS, TRUSTED, LearnRecipe, load_learn_recipe
 from nestling.workflow.lineage import lineage, tried_judgments
 from nestling.workspace import Card, Workspace
 from tiny import tiny_model

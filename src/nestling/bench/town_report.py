@@ -15,7 +15,7 @@ from nestling.bench.town import ADVERSARIES, DOUBT, ENOUGH
 from nestling.compute.device import Hardware
 from nestling.evaluation.intervals import Resampled
 from nestling.evaluation.plots import as_svg, plain
-from nestling.workflow.learn import ACCOUNTS, TRUSTED
+from nestling.workflow.learn_recipe import ACCOUNTS, TRUSTED
 from nestling.workspace import atomic
 
 BOUND = 0.10

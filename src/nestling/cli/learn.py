@@ -14,7 +14,8 @@ from nestling.errors import NestlingError
 from nestling.feedback.snapshot import Snapshot, take
 from nestling.storage import Database, open_database
 from nestling.supervisor import exit_with_parent
-from nestling.workflow.learn import Learn, LearnRecipe, anchors, load_learn_recipe
+from nestling.workflow.learn import Learn, anchors
+from nestling.workflow.learn_recipe import LearnRecipe, load_learn_recipe
 from nestling.workflow.lineage import replay, tried_judgments
 from nestling.workflow.raising import stop_on_signals
 from nestling.workspace import Workspace

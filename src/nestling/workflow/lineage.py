@@ -12,7 +12,8 @@ from rich.console import Console
 from nestling.errors import WorkspaceError
 from nestling.evaluation.answers import folder_identity
 from nestling.feedback.snapshot import Snapshot
-from nestling.workflow.learn import Learn, LearnRecipe
+from nestling.workflow.learn import Learn
+from nestling.workflow.learn_recipe import LearnRecipe
 from nestling.workspace import Version, Workspace
 
 
