@@ -18,6 +18,7 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Any, cast
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from nestling.model.lora import LoRALinear
 
 _ROWS = 32  # the layout is chosen for this many rows; it serves any number
 _FEW = 32  # up to so many rows the packed matrix is the faster one in fp32 too; of the vocabulary's at any number
+_PLENTY = 8  # times the weights: free memory that a server in fp32 packs in, as two versions are held at a swap
 
 
 # What oneDNN takes on by these names, for products on the plain matrix.
@@ -162,13 +164,17 @@ class InferenceNetwork:
 def can_pack(decoder: Decoder, frozen: bool = False) -> bool:
     """Whether this build of torch packs matrices of this number format for this processor, and to advantage.
 
-    Not in fp32 what is ``frozen``: a server maps the weights from their file, and packed ones beside them are 0.6 GB
-    more a version (135M parameters), two versions while one takes over.
+    In fp32 what is ``frozen`` only where memory is plentiful: a server maps the weights from their file, and packed
+    ones beside them are as much again of its own for every version.
     """
     if decoder.dtype not in (torch.bfloat16, torch.float32) or decoder.device.type != "cpu":
         return False
-    if decoder.dtype == torch.float32 and (frozen or platform.machine() not in ("x86_64", "AMD64")):
-        return False  # on other machines other libraries compute: not measured
+    if decoder.dtype == torch.float32:
+        if platform.machine() not in ("x86_64", "AMD64"):
+            return False  # other libraries compute there: not measured
+        weights = sum(parameter.nbytes for parameter in decoder.parameters())
+        if frozen and _PLENTY * weights > psutil.virtual_memory().available:
+            return False
     try:
         probe = PackedLinear(nn.Linear(64, 64, bias=False, dtype=decoder.dtype))
         row = torch.zeros(1, 64, dtype=decoder.dtype)
