@@ -342,3 +342,23 @@ def methods(name: str | None, database: Path | None, seeds: int, seed: int, held
     command = as_typed("methods", options, settings)
     hardware = choose_hardware("auto", 0)
     click.echo(f"Written: {write_methods(out, hardware, start, before, found, exam, command)}")
+
+
+@bench.command()
+@click.option("--version", "name", help="What all runs begin with.  [default: the served version]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True,
+    help="Folder of the report.",
+)  # fmt: skip
+@workspace_option
+def gallery(name: str | None, out: Path, root: str | None) -> None:
+    """Healthy and sick training runs, their curves side by side; writes gallery.md. It goes on where it was stopped."""
+    from nestling.bench.gallery import Gallery, write_gallery
+    from nestling.workflow.raising import stop_on_signals
+
+    stop_on_signals()  # what it has started must not outlive it
+    workspace = Workspace(root)
+    start = find_version(workspace, name, answers=True)
+    shown = Gallery(workspace, start, click.echo)
+    found, command = shown.play_all(), as_typed("gallery", {"version": start.name}, ())
+    click.echo(f"Written: {write_gallery(out, choose_hardware('auto', 0), start, shown, found, command)}")

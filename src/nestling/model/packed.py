@@ -30,7 +30,7 @@ from nestling.model.lora import LoRALinear
 
 _ROWS = 32  # the layout is chosen for this many rows; it serves any number
 _FEW = 32  # up to so many rows the packed matrix is the faster one in fp32 too; of the vocabulary's at any number
-_PLENTY = 8  # times the weights: free memory that a server in fp32 packs in, as two versions are held at a swap
+_PLENTY = 8  # times the weights must be free for a server in fp32 to pack: two versions are held at a swap
 
 
 # What oneDNN takes on by these names, for products on the plain matrix.
