@@ -9,7 +9,7 @@ ARGS ?=
 CHROMIUM := $(firstword $(shell command -v chromium chromium-browser google-chrome 2>/dev/null))
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: up setup test lint need-chromium clean bench bench-peers bench-quick kill-often tutorial tutorial-votes
+.PHONY: up setup test lint need-chromium clean bench bench-peers bench-quick kill-often tutorial tutorial-votes screenshots
 
 up: setup
 	$(VENV)/bin/nestling up $(ARGS)
@@ -41,6 +41,10 @@ tutorial: $(VENV)/.installed
 # The same of "Teach it a preference in twenty votes".
 tutorial-votes: $(VENV)/.installed
 	$(VENV)/bin/python tests/tutorial.py tutorial/votes
+
+# Pictures of the page for the docs, of what a workspace serves.
+screenshots: $(VENV)/.installed-dev need-chromium
+	$(VENV)/bin/python tests/screenshots.py $(WORKSPACE)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check src tests

@@ -45,9 +45,9 @@ def test_a_small_gallery_is_played_shown_and_not_played_again(tmp_path: Path) ->
     card = Card(kind="base", assistant="Pip", parents=[], licence="CC0-1.0")
     start = workspace.versions.publish(lambda folder: save_model(folder, model), card, "v1-base")
     gallery = Gallery(workspace, start, lambda _: None)
-    gallery.shared = {"sft": "--max-tokens 4000 --validate-every 2 --threads 1 --dtype float32"}
-    gallery.healthy = [replace(HEALTHY[0], words="--no-starter --data {few} --learning-rate 1e-3")]
-    gallery.sick = [replace(SICK[0], words="--no-starter --data {few} --learning-rate 0.9")]
+    gallery.shared = {"sft": "--no-starter --max-tokens 4000 --validate-every 2 --threads 1 --dtype float32"}
+    gallery.healthy = [replace(HEALTHY[0], words="--data {few} --learning-rate 1e-3")]
+    gallery.sick = [replace(SICK[0], words="--data {few} --learning-rate 0.9")]
     found = gallery.play_all()
     well, sick = found["sft-healthy"], found["sft-rate"]
     assert well.code == 0 and well.curves["validation_loss"][-1][1] < well.curves["validation_loss"][0][1]

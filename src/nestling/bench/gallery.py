@@ -30,6 +30,7 @@ from nestling.evaluation.plots import as_svg, plain
 from nestling.workspace import EventLog, Version, Workspace, atomic
 
 _PROMPTS, _FEW = 120, 24
+_CHATS = {"everyday": 60, "refusal": 30, "harmless": 30, "identity": 30, "format": 50}
 _RANKED = {"refusal": 30, "harmless": 30, "everyday": 20, "format": 40}
 _SHOWN = 3  # answers of a run that are shown
 
@@ -113,7 +114,7 @@ class Gallery:
             shown = {name: f"{name}.jsonl" for name in files}
             typed = shlex.join(["nestling", *words[:3], *shlex.split(options.format(**shown))])
             atomic.write_json(kept, {"command": typed, "code": code, "minutes": minutes})
-        run = next(path for path in place.runs.iterdir() if path.name.startswith(f"{scene.verb}-"))
+        [run] = place.runs.glob(f"{scene.verb.replace('-', '_')}-*")
         events = EventLog(run / "events.jsonl").read()[0]
         told = [event["text"] for event in events if event["kind"] in ("report", "stage_failed", "run_failed")
                 and event.get("text")]  # fmt: skip
@@ -135,8 +136,8 @@ class Gallery:
         asked = [list(item.messages) for item in curriculum.items("train", 0, ["everyday"], _PROMPTS)]
         for name, most in (("prompts", 40), ("short", 8)):
             self._write(name, ({"prompt": p, "check": {"name": "max_words", "n": most}} for p in asked))
-        shown = curriculum.demonstrations(0, {"everyday": _FEW})
-        self._write("few", ({"messages": messages} for messages in shown))
+        for name, counts in (("chats", _CHATS), ("few", {"everyday": _FEW})):
+            self._write(name, ({"messages": shown} for shown in curriculum.demonstrations(0, counts)))
         place, recipe = self._place("rankings"), self.folder / "rankings.yaml"
         content = yaml.safe_load(
             resources.files("nestling.recipes").joinpath("quickstart.yaml").read_text("utf-8")
