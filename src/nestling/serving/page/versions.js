@@ -62,7 +62,7 @@ function examined(exam, state, learnt) {
   if (state === "accepted") sentences.push(t("examPassed", slots));
   else sentences.push(t(evidence.passed ? "examBetterBut" : "examNotBetter", slots));
   for (const line of lost) {
-    sentences.push(t("mayHaveLost", { name: line.shown, most: percent(line.bound), allowed: percent(line.margin) }));
+    sentences.push(t("mayHaveLost", { name: line.shown, most: percent(roundedUp(line.bound)), allowed: percent(line.margin) }));
   }
   const measured = lines.filter((line) => line !== evidence).sort((a, b) => b.gain - a.gain);
   const rows = measured.map((line) => {
@@ -74,6 +74,8 @@ function examined(exam, state, learnt) {
 }
 
 const percent = (share) => (100 * share).toFixed(1).replace(/\.0$/, "");
+/** As the gate says it: never below a margin that it exceeds. */
+const roundedUp = (share) => Math.ceil(Number((1000 * share).toFixed(6))) / 1000;
 const points = (share) => (share > 0 ? "+" : share < 0 ? "−" : "±") + percent(Math.abs(share));
 
 /** Wire the button and its dialog. */
