@@ -6,7 +6,6 @@ Every scene is a command of its own in a workspace of its own; what was run stay
 from __future__ import annotations
 
 import json
-import math
 import random
 import shlex
 import time
@@ -26,7 +25,7 @@ from nestling.bench.satisfaction import apart, line_of
 from nestling.compute.device import Hardware
 from nestling.data import curriculum
 from nestling.errors import BenchError
-from nestling.evaluation.plots import as_svg, plain
+from nestling.evaluation.plots import as_svg, logged_curves, plain
 from nestling.workspace import EventLog, Version, Workspace, atomic
 
 _PROMPTS, _FEW = 120, 24
@@ -34,7 +33,7 @@ _CHATS = {"everyday": 60, "refusal": 30, "harmless": 30, "identity": 30, "format
 _RANKED = {"refusal": 30, "harmless": 30, "everyday": 20, "format": 40}
 _SHOWN = 3  # answers of a run that are shown
 
-Curve = list[tuple[int, float]]
+Curve = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -163,14 +162,9 @@ def _by_a_coin(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def curves(events: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
-    """Every figure that the ``step`` events log, by its name; a step that was done again replaces its first telling."""
-    found: dict[str, dict[int, float]] = {}
-    for event in events:
-        if event["kind"] == "step":
-            for name, value in event["metrics"].items():
-                if isinstance(value, int | float) and math.isfinite(value):
-                    found.setdefault(name, {})[event["step"]] = float(value)
-    return {name: sorted(points.items()) for name, points in found.items()}
+    """Every figure that a run of one stage logs, by its name."""
+    found = [figures for figures in logged_curves(events).values() if figures]
+    return {name: sorted(points.items()) for name, points in found[0].items()} if found else {}
 
 
 def _answers(run: Path) -> list[tuple[str, str]]:

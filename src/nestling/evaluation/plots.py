@@ -78,6 +78,11 @@ def wins_and_losses(comparison: Comparison) -> str:
 
 def training_curves(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """One picture a stage with every number that its ``step`` events log, by stage name."""
+    return {stage: _curves(stage, curves) for stage, curves in logged_curves(events).items() if curves}
+
+
+def logged_curves(events: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[float, float]]]:
+    """Every finite number that ``step`` events log: by stage, name and step."""
     stages: dict[str, dict[str, dict[float, float]]] = {}
     for event in events:
         if event.get("kind") != "step":
@@ -87,7 +92,7 @@ def training_curves(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
             if isinstance(value, (int, float)) and math.isfinite(value):
                 # A step that was done again after a kill replaces its first telling.
                 curves.setdefault(name, {})[event["step"]] = value
-    return {stage: _curves(stage, curves) for stage, curves in stages.items() if curves}
+    return stages
 
 
 def _curves(stage: str, curves: Mapping[str, Mapping[float, float]]) -> str:
